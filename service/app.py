@@ -1,0 +1,168 @@
+"""The HTTP service: the routes, and what joins them to the rest."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from importlib.resources import files
+from time import perf_counter
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from service.engine import Engine
+from service.errors import BadRequest, DeadlineExceeded, Unauthorized
+from service.lifecycle import Lifecycle
+from service.metrics import CONTENT_TYPE, Metrics
+from service.openapi import PREDICT, problems, use_schema
+from service.pictures import parse_region
+from service.problems import RequestContext, handle_errors
+from service.requests import read_pictures
+from service.schemas import PredictResponse, Timing
+from service.settings import Settings
+
+_PARAMETERS = {"region", "min_confidence", "boxes"}
+
+_bearer = HTTPBearer(auto_error=False, description="One of the service's API keys, where it has any.")
+_key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, in a header of its own.")
+
+
+def create_app(
+    settings: Settings, load: Callable[[], Engine], on_failure: Callable[[], None] = lambda: None
+) -> FastAPI:
+    """The app; `load` makes its engine, in the background, once the app has started.
+
+    `app.state.lifecycle` is its `Lifecycle`; `on_failure` is called when the engine cannot be made.
+    """
+    metrics = Metrics()
+    lifecycle = Lifecycle(load, settings, metrics, on_failure)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        lifecycle.start()
+        yield
+        await lifecycle.close()
+
+    app = FastAPI(
+        title="housenumber",
+        version=version("housenumber"),
+        description="Reads house numbers from photographs with a spatial transformer network.",
+        lifespan=lifespan,
+    )
+    app.state.lifecycle = lifecycle
+    app.add_middleware(RequestContext, metrics=metrics)
+    handle_errors(app)
+    use_schema(app)
+    _add_predict(app, settings, lifecycle, metrics)
+    _add_operations(app, lifecycle, metrics)
+    return app
+
+
+def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    keys = [key.get_secret_value().encode() for key in settings.api_keys]
+
+    async def authorise(
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+        header: Annotated[str | None, Depends(_key_header)],
+    ) -> None:
+        offered = [key.encode() for key in (bearer.credentials if bearer else None, header) if key]
+        # Every pair is compared, in constant time each: how long it takes says nothing about the keys.
+        matches = [hmac.compare_digest(key, offer) for key in keys for offer in offered]
+        if keys and not any(matches):
+            raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+
+    @app.post(
+        "/predict",
+        summary="Read the house numbers of one or more images",
+        response_model=PredictResponse,
+        dependencies=[Depends(authorise)],
+        responses=problems(400, 401, 413, 415, 422, 500, 503, 504),
+        openapi_extra=PREDICT,
+    )
+    async def predict(
+        request: Request,
+        region: Annotated[
+            list[str] | None,
+            Query(description="`x,y,width,height` in pixels of the upright image; once per region to read."),
+        ] = None,
+        min_confidence: Annotated[
+            float | None,
+            Query(ge=0, le=1, description="Accept from this confidence on; the artifact's threshold by default."),
+        ] = None,
+        boxes: Annotated[bool, Query(description="`false` leaves the boxes out.")] = True,
+        x_request_timeout_ms: Annotated[
+            int | None, Header(gt=0, description="The caller's deadline, in milliseconds from now.")
+        ] = None,
+        x_request_id: Annotated[
+            str | None, Header(description="Comes back in the answer; made where there is none.")
+        ] = None,
+    ) -> Response:
+        started = perf_counter()
+        arrived = asyncio.get_running_loop().time()
+        predictor = lifecycle.admit()
+        if unknown := sorted(set(request.query_params) - _PARAMETERS):
+            raise BadRequest(f"{unknown[0][:80]}: no such parameter; there are {', '.join(sorted(_PARAMETERS))}")
+        regions = [parse_region(text) for text in region or ()]
+        timeout_ms = min(x_request_timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms)
+        deadline = arrived + timeout_ms / 1000
+        try:
+            # Leaving this block cancels what it waits for: images in a queue are dropped, not computed.
+            async with asyncio.timeout_at(deadline):
+                pictures = await read_pictures(
+                    request,
+                    regions,
+                    max_body_bytes=settings.max_body_bytes,
+                    max_images=settings.max_images,
+                    pool=lifecycle.pool,
+                )
+                predicted = await predictor.predict(
+                    pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline
+                )
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout_ms} ms") from None
+        timing = Timing(
+            decode=_milliseconds(predicted.decode_s),
+            queue=_milliseconds(predicted.queue_s),
+            inference=_milliseconds(predicted.inference_s),
+            total=_milliseconds(perf_counter() - started),
+        )
+        metrics.observe_timing(timing)
+        for prediction in predicted.predictions:
+            metrics.observe_image(prediction.error.code if prediction.error else "ok")
+        answer = PredictResponse(model=predictor.model, predictions=predicted.predictions, timing_ms=timing)
+        return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _add_operations(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
+    page = files("service").joinpath("static/index.html").read_text(encoding="utf-8")
+
+    @app.get("/livez", summary="The process answers", response_class=PlainTextResponse)
+    async def livez() -> str:
+        return "ok\n"
+
+    @app.get(
+        "/readyz",
+        summary="The model is loaded and warmed, and the process is not stopping",
+        response_class=PlainTextResponse,
+        responses=problems(503),
+    )
+    async def readyz() -> str:
+        lifecycle.admit()
+        return "ok\n"
+
+    @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        return Response(metrics.exposition(), media_type=CONTENT_TYPE)
+
+    @app.get("/", include_in_schema=False, response_class=HTMLResponse)
+    async def index() -> str:
+        return page
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1000, 3)

@@ -1,0 +1,225 @@
+"""The commands of the serving install: `housenumber serve` and `housenumber predict`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from PIL import Image
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from service.drawing import draw
+from service.engine import OnnxEngine, Provider
+from service.errors import BadRequest, ServiceError
+from service.imaging import Photo, View
+from service.pictures import Item, Picture, parse_region, prepare
+from service.reader import Reader, Reading
+from service.schemas import ModelInfo, Prediction, Predictions, Rectangle, first_mistake
+from service.settings import ENV_PREFIX, Settings
+
+EXIT_SOME_FAILED = 1
+EXIT_MODEL = 5
+
+# A secret on a command line can be read by everybody on the machine.
+_NO_FLAG = {"api_keys"}
+
+
+def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
+    """One flag per setting, checked by `Settings` itself, so that a flag and its variable cannot differ."""
+    for name, field in reversed(Settings.model_fields.items()):
+        if name in _NO_FLAG:
+            continue
+        default = "" if field.default is None else f" [default: {field.default}]"
+        if name == "model":
+            default = " [default: the one that comes with the program]"
+        flag, help_text = f"--{name.replace('_', '-')}", f"{field.description}{default}"
+        option = click.option(flag, name, metavar=_metavar(field.annotation), help=help_text)
+        command = option(command)
+    return command
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return f"[{'|'.join(get_args(annotation))}]"
+    return {str: "TEXT", float: "NUMBER", Path: "FILE"}.get(annotation, "INTEGER")
+
+
+def _settings(**flags: Any) -> Settings:
+    """The settings from the flags that were given and, for the rest, the environment."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        mistake = error.errors(include_url=False)[0]
+        name = str(mistake["loc"][0]) if mistake["loc"] else ""
+        where = f"--{name.replace('_', '-')} or {ENV_PREFIX}{name.upper()}: " if name else ""
+        raise click.UsageError(where + first_mistake([{**mistake, "loc": ()}])) from error
+
+
+@click.command(
+    short_help="Serve readings over HTTP.",
+    epilog=f"Every flag is also a variable, {ENV_PREFIX}PORT for --port; a flag wins. API keys are only read from"
+    f" {ENV_PREFIX}API_KEYS. Exit codes: 0 stopped by a signal; 2 wrong usage; 3 cannot listen; "
+    f"{EXIT_MODEL} the model cannot be loaded or the provider cannot run it.",
+)
+@_settings_options
+@click.pass_context
+def serve(ctx: click.Context, /, **flags: Any) -> None:
+    """Serve readings over HTTP: POST /predict, and a page to try it in the browser.
+
+    The port opens at once; /readyz answers 503 until the model is loaded and warmed.
+    """
+    settings = _settings(**flags)
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(message)s", stream=sys.stderr
+    )
+    # Imported here: `predict` needs no web framework.
+    from service.server import Server
+
+    server = Server(settings)
+    server.run()
+    if server.model_failed:
+        ctx.exit(EXIT_MODEL)
+
+
+@click.command(
+    short_help="Read the house numbers in image files.",
+    epilog=f"Exit codes: 0 every file was read; {EXIT_SOME_FAILED} some were not; 2 wrong usage; {EXIT_MODEL} the"
+    " model cannot be loaded or the provider cannot run it.",
+)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--model", help="Artifact to read with, an .onnx file. [default: the one that comes along]")
+@click.option("--provider", type=click.Choice(get_args(Provider)), help="What runs the model. [default: auto]")
+@click.option(
+    "--region",
+    "regions",
+    multiple=True,
+    metavar="X,Y,W,H",
+    help="Read this region (pixels of the upright image) instead of the whole; may be given several times.",
+)
+@click.option(
+    "--min-confidence", type=click.FloatRange(0, 1), help="Accept from this confidence on. [default: the model's]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, the objects of POST /predict.")
+@click.option(
+    "--draw",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="OUT",
+    help="Paint the readings onto the image: OUT is a file for one FILE, a directory for several.",
+)
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    files: tuple[Path, ...],
+    model: str | None,
+    provider: str | None,
+    regions: tuple[str, ...],
+    min_confidence: float | None,
+    as_json: bool,
+    out: Path | None,
+) -> None:
+    """Read the house numbers in image files and print them as a table."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    settings = _settings(model=model, provider=provider)
+    try:
+        rectangles = tuple(parse_region(text) for text in regions)
+    except BadRequest as error:
+        raise click.UsageError(error.detail) from error
+    targets = _drawing_targets(files, out)
+    engine = OnnxEngine(
+        settings.model,
+        settings.provider,
+        intra_op_threads=settings.intra_op_threads,
+        gpu_memory_mib=settings.gpu_memory_mib,
+    )
+    reader = Reader(engine, settings.max_batch_size)
+
+    predictions: list[Prediction] = []
+    console = Console(stderr=True)
+    silent = len(files) == 1 or not console.is_terminal
+    for index, file in enumerate(track(files, "reading", console=console, disable=silent, transient=True)):
+        picture = _picture(index, file, rectangles)
+        items = prepare(picture, reader.metadata.input_size, settings.max_pixels)
+        answers = _read(reader, items, min_confidence)
+        predictions += [item.prediction(answer, boxes=True) for item, answer in zip(items, answers, strict=True)]
+        if file in targets:
+            _draw(picture, items, answers, targets[file], settings.max_pixels)
+
+    if as_json:
+        click.echo(Predictions(model=ModelInfo.of(reader), predictions=predictions).model_dump_json(indent=2))
+    else:
+        Console().print(_table(predictions))
+    if any(prediction.error for prediction in predictions):
+        ctx.exit(EXIT_SOME_FAILED)
+
+
+def _picture(index: int, file: Path, rectangles: tuple[Rectangle, ...]) -> Picture:
+    content: bytes | ServiceError
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        content = BadRequest(f"the file cannot be read: {error.strerror}")
+    return Picture(content, index, str(file), rectangles)
+
+
+def _read(reader: Reader, items: list[Item], min_confidence: float | None) -> list[Reading | ServiceError]:
+    views = [item.view for item in items if isinstance(item.view, View)]
+    readings = iter(reader.read(views, min_confidence=min_confidence))
+    return [next(readings) if isinstance(item.view, View) else item.view for item in items]
+
+
+def _drawing_targets(files: tuple[Path, ...], out: Path | None) -> dict[Path, Path]:
+    """Where the drawing of each file goes; a click.UsageError for what could not be written."""
+    if out is None:
+        return {}
+    if len(files) == 1 and not out.is_dir():
+        if out.suffix.lower() not in Image.registered_extensions():
+            raise click.UsageError(f"--draw: {out} has no file name extension of an image format, such as .png")
+        return {files[0]: out}
+    targets = {file: out / f"{file.stem}.png" for file in files}
+    if len(set(targets.values())) < len(targets):
+        raise click.UsageError("--draw: two of the files have the same name; their drawings would be one file")
+    out.mkdir(parents=True, exist_ok=True)
+    return targets
+
+
+def _draw(
+    picture: Picture, items: list[Item], answers: list[Reading | ServiceError], target: Path, max_pixels: int
+) -> None:
+    readings, regions = [], []
+    for item, answer in zip(items, answers, strict=True):
+        if isinstance(answer, Reading) and isinstance(item.view, View):
+            readings.append(answer)
+            regions.append(None if item.region is None else item.view.region)
+    if readings and isinstance(picture.content, bytes):
+        draw(Photo.open(picture.content, max_pixels=max_pixels).rgb(), readings, regions).save(target)
+
+
+def _table(predictions: list[Prediction]) -> Table:
+    table = Table()
+    table.add_column("file", overflow="fold")
+    with_regions = any(prediction.region for prediction in predictions)
+    if with_regions:
+        table.add_column("region")
+    table.add_column("number", justify="right", style="bold")
+    table.add_column("confidence", justify="right")
+    table.add_column("accepted")
+    for prediction in predictions:
+        region = [",".join(f"{side:g}" for side in prediction.region or ())] if with_regions else []
+        if prediction.error:
+            answer = ["[red]error[/red]", "", prediction.error.detail]
+        else:
+            answer = [
+                prediction.number or "-",
+                f"{prediction.confidence:.1%}",
+                "yes" if prediction.accepted else "no",
+            ]
+        table.add_row(prediction.id, *region, *answer)
+    return table

@@ -1,0 +1,217 @@
+"""The engine: a batch of pixels in, the artifact's three outputs out, on ONNX Runtime."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.artifact import INPUT_NAME, OUTPUT_NAMES, ArtifactError, ArtifactMetadata, parse_metadata
+from service.cpus import usable_cpus
+
+logger = logging.getLogger(__name__)
+
+Provider = Literal["auto", "cuda", "cpu"]
+CUDA = "CUDAExecutionProvider"
+CPU = "CPUExecutionProvider"
+
+_FATAL_ONLY = 4
+_MIB = 2**20
+
+
+class ProviderError(Exception):
+    """The execution provider asked for cannot run this artifact; the message is one line with the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """The outputs of a graph for N images of K transformers.
+
+    `probabilities` float32 [N, slots, len(alphabet) + 1]: the softmaxes, blank last. `theta` float32 [N, K, 2, 3]:
+    target -> source of each transformer, normalised coordinates. `boxes` float32 [N, K, 4, 2]: the corners (x, y)
+    of what each transformer looks at, clockwise from its target's top-left, in the normalised coordinates of
+    the input.
+    """
+
+    probabilities: NDArray[np.float32]
+    theta: NDArray[np.float32]
+    boxes: NDArray[np.float32]
+
+    def part(self, start: int, stop: int) -> Outputs:
+        """The outputs of the images [start, stop)."""
+        return Outputs(self.probabilities[start:stop], self.theta[start:stop], self.boxes[start:stop])
+
+    @staticmethod
+    def joined(parts: Sequence[Outputs]) -> Outputs:
+        """The outputs of at least one part, one after the other."""
+        return Outputs(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.theta for part in parts]),
+            np.concatenate([part.boxes for part in parts]),
+        )
+
+
+class Engine(Protocol):
+    """What runs an artifact. `sha256` names the artifact's bytes, `provider` what they run on."""
+
+    @property
+    def metadata(self) -> ArtifactMetadata: ...
+    @property
+    def sha256(self) -> str: ...
+    @property
+    def provider(self) -> str: ...
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        """Runs a batch of RGB views, uint8 [N, input_height, input_width, 3], N >= 1. Thread-safe."""
+        ...
+
+
+class OnnxEngine:
+    """An artifact in an ONNX Runtime session.
+
+    `provider`: "cpu"; "cuda", which refuses with ProviderError unless every node of the graph runs there; or
+    "auto", which takes CUDA where that works and otherwise the CPU, saying so in one log line. `intra_op_threads`
+    is for the CPU, by default as many as this process may use; `gpu_memory_mib` caps the arena on the GPU, which
+    never shrinks. Raises ArtifactError for a file that is missing or not an artifact.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        provider: Provider = "auto",
+        *,
+        intra_op_threads: int | None = None,
+        gpu_memory_mib: int = 4096,
+    ) -> None:
+        # Read once: the digest is then of the very bytes that run.
+        try:
+            model = path.read_bytes()
+        except OSError as error:
+            raise ArtifactError(f"{path}: {error.strerror}") from error
+        self.sha256 = hashlib.sha256(model).hexdigest()
+        # What ONNX Runtime would print about a missing GPU is said by the one line below, or by an exception.
+        ort.set_default_logger_severity(_FATAL_ONLY)
+        self._session = self._cpu_session(path, model, intra_op_threads or usable_cpus())
+        self.metadata = _described(path, self._session)
+        if provider != "cpu":
+            try:
+                self._session = _cuda_session(model, gpu_memory_mib)
+            except ProviderError as error:
+                if provider == "cuda":
+                    raise
+                logger.warning("running on the CPU: %s", error)
+        self.provider: str = self._session.get_providers()[0]
+
+    @staticmethod
+    def _cpu_session(path: Path, model: bytes, threads: int) -> ort.InferenceSession:
+        options = _session_options()
+        options.intra_op_num_threads = threads
+        # Threads that spin while they wait for the next batch take the event loop's time.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        try:
+            return ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own.
+            raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_one_line(error)}") from error
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        """See `Engine.infer`."""
+        count = len(images)
+        if self.provider == CUDA:
+            # Each new batch size re-tunes every convolution: only powers of two are ever run.
+            padding = (1 << (count - 1).bit_length()) - count
+            images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
+        outputs = self._session.run(OUTPUT_NAMES, {INPUT_NAME: np.ascontiguousarray(images)})
+        return Outputs(*outputs).part(0, count)
+
+
+def _session_options() -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    options.inter_op_num_threads = 1
+    return options
+
+
+def _cuda_session(model: bytes, memory_mib: int) -> ort.InferenceSession:
+    """A session with every node on CUDA, or ProviderError.
+
+    ONNX Runtime itself falls back to the CPU without a word when a library is missing, and lists CUDA as
+    available all the same; so the fallback is disabled and the session is asked what it got.
+    """
+    if {"onnxruntime", "onnxruntime-gpu"} <= _installed():
+        raise ProviderError(
+            "onnxruntime and onnxruntime-gpu are both installed, which breaks CUDA; the fix: `pip uninstall -y"
+            " onnxruntime onnxruntime-gpu`, then `pip install onnxruntime-gpu`"
+        )
+    if CUDA not in ort.get_available_providers():
+        raise ProviderError("the installed onnxruntime has no CUDA; `pip install onnxruntime-gpu` (Linux x86-64)")
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise ProviderError("no NVIDIA driver was found (libcuda.so.1)") from None
+    # It prints what it does not find; those names are the reason to report if the session then fails.
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        ort.preload_dlls()
+    options = _session_options()
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    cuda_options: dict[str, Any] = {
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+        "gpu_mem_limit": memory_mib * _MIB,
+    }
+    try:
+        session = ort.InferenceSession(model, options, providers=[(CUDA, cuda_options)], enable_fallback=0)
+    except Exception as error:
+        missing = [line for line in printed.getvalue().splitlines() if line.startswith("Failed to load")]
+        if missing:
+            raise ProviderError(
+                f"CUDA libraries are missing ({missing[0]}); `pip install 'housenumber[cuda]'`"
+            ) from error
+        raise ProviderError(f"CUDA cannot run every node of this artifact: {_one_line(error)}") from error
+    if session.get_providers()[0] != CUDA:
+        raise ProviderError(f"ONNX Runtime chose {session.get_providers()[0]} although CUDA was asked for")
+    return session
+
+
+def _installed() -> set[str]:
+    """The names of the installed packages, as the index spells them."""
+    return {dist.metadata["Name"].lower().replace("_", "-") for dist in distributions()}
+
+
+def _described(path: Path, session: ort.InferenceSession) -> ArtifactMetadata:
+    """The artifact's metadata, after a check that the graph has the interface the metadata promises."""
+    try:
+        metadata = parse_metadata(session.get_modelmeta().custom_metadata_map)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    slots, classes, count = metadata.slots, len(metadata.alphabet) + 1, metadata.transformers
+    promised = {
+        INPUT_NAME: ("tensor(uint8)", [metadata.input_height, metadata.input_width, 3]),
+        "probabilities": ("tensor(float)", [slots, classes]),
+        "theta": ("tensor(float)", [count, 2, 3]),
+        "boxes": ("tensor(float)", [count, 4, 2]),
+    }
+    # The first dimension is the batch and free.
+    found = {node.name: (node.type, node.shape[1:]) for node in (*session.get_inputs(), *session.get_outputs())}
+    for name, signature in promised.items():
+        if found.get(name) != signature:
+            raise ArtifactError(
+                f"{path}: {name!r} of the graph is {found.get(name)}; its metadata promises {signature}"
+            )
+    if len(session.get_inputs()) != 1:
+        raise ArtifactError(f"{path}: the graph has other inputs than {INPUT_NAME!r}")
+    return metadata
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,59 @@
+"""What the framework cannot see for itself and `/openapi.json` must say all the same: the three request bodies
+of `/predict`, which are read as they stream in, and the problems that the exception handlers answer with."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+from pydantic.json_schema import models_json_schema
+
+from service.imaging import FORMATS
+from service.multipart import PART_NAME
+from service.problems import MEDIA_TYPE
+from service.schemas import PredictRequest, Problem
+
+_REFERENCE = "#/components/schemas/{model}"
+_BINARY = {"type": "string", "format": "binary"}
+_IMAGE_TYPES = [f"image/{name.lower()}" for name in sorted(FORMATS)]
+
+PREDICT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "One encoded image as the body, or several as multipart parts or in JSON.",
+        "content": {
+            **{media_type: {"schema": _BINARY} for media_type in (*_IMAGE_TYPES, "application/octet-stream")},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": [PART_NAME],
+                    "properties": {PART_NAME: {"type": "array", "items": _BINARY, "minItems": 1}},
+                }
+            },
+            "application/json": {"schema": {"$ref": _REFERENCE.format(model=PredictRequest.__name__)}},
+        },
+    }
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a route that can fail with these statuses."""
+    schema = {"$ref": _REFERENCE.format(model=Problem.__name__)}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def use_schema(app: FastAPI) -> None:
+    """Adds the schemas that the above refers to to the app's own."""
+    own = app.openapi
+    _, extra = models_json_schema([(PredictRequest, "validation"), (Problem, "serialization")], ref_template=_REFERENCE)
+
+    def openapi() -> dict[str, Any]:
+        schema = own()
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(extra["$defs"])
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,114 @@
+"""Errors as `application/problem+json`, and the middleware that gives every request its id and counts it."""
+
+from __future__ import annotations
+
+import logging
+import re
+from http import HTTPStatus
+from uuid import uuid4
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import BadRequest, Internal, ServiceError, Unauthorized, Unavailable
+from service.metrics import Metrics
+from service.schemas import Problem, first_mistake
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+# Printable ASCII, so that an id can stand in a header and in a line of a log.
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_CLIENT_CLOSED_REQUEST = 499
+
+
+def handle_errors(app: FastAPI) -> None:
+    """Has the app answer every error, its own and the framework's, with a problem."""
+    app.add_exception_handler(ServiceError, _on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(RequestValidationError, _on_bad_parameter)
+
+
+class RequestContext:
+    """ASGI middleware: `X-Request-ID` echoed or made, faults turned into a 500, every request counted."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status, state["problem_code"] = _CLIENT_CLOSED_REQUEST, "client_closed_request"
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if status:  # the answer has begun: all that is left is to break it off
+                raise
+            response = _of_service_error(Request(scope), Internal("a fault of the service; its log says more"))
+            await response(scope, receive, send_with_id)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.observe_request(route, status, state.get("problem_code", "ok"))
+
+
+async def _on_service_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return _of_service_error(request, error)
+
+
+async def _on_bad_parameter(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return _of_service_error(request, BadRequest(first_mistake(error.errors())))
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    """The framework's own refusals: no such path, wrong method."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    code = phrase.lower().replace(" ", "_")
+    return _problem(request, error.status_code, code, phrase, str(error.detail), dict(error.headers or {}))
+
+
+def _of_service_error(request: Request, error: ServiceError) -> Response:
+    headers = {}
+    if isinstance(error, Unavailable):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["WWW-Authenticate"] = "Bearer"
+    return _problem(request, error.status, error.code, error.title, error.detail, headers)
+
+
+def _problem(request: Request, status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
+    request.state.problem_code = code
+    problem = Problem(
+        type=f"urn:housenumber:problem:{code}",
+        title=title,
+        status=status,
+        detail=detail,
+        code=code,
+        request_id=request.state.request_id,
+    )
+    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)

@@ -1,0 +1,110 @@
+"""Readings: what the engine's outputs mean for the regions that were asked for.
+
+`Reader.read` is the whole way from views to readings, for whoever has them all at hand (the command line,
+evaluation). HTTP has a batcher between the two halves and uses the second one, `Reader.compose`, alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.artifact import ArtifactMetadata
+from service.decoding import Digit, decode
+from service.engine import Engine, OnnxEngine, Outputs
+from service.geometry import Region, corners_in_pixels
+from service.imaging import View
+
+__all__ = ["Box", "Engine", "OnnxEngine", "Outputs", "Reader", "Reading"]
+
+DEFAULT_MAX_BATCH_SIZE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What a transformer looked at: four corners (x, y), clockwise from the target's top-left, in the pixels of
+    the upright image (a corner may lie outside it), and its theta, target -> source, two rows of three."""
+
+    transformer: int
+    corners: tuple[tuple[float, float], ...]
+    theta: tuple[tuple[float, float, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A reader's answer for one region. `number` is "" where no digit is seen, and then never accepted."""
+
+    number: str
+    confidence: float
+    accepted: bool
+    digits: tuple[Digit, ...]
+    boxes: tuple[Box, ...]
+
+
+class Reader:
+    """Reads views with an engine, at most `max_batch_size` at a time. Thread-safe if the engine is."""
+
+    def __init__(self, engine: Engine, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE) -> None:
+        self.engine = engine
+        self.max_batch_size = max_batch_size
+
+    @property
+    def metadata(self) -> ArtifactMetadata:
+        return self.engine.metadata
+
+    def warm(self) -> None:
+        """Runs the batch sizes that will be met, so that no caller waits for memory or kernels to be set up."""
+        sizes = {1 << power for power in range(self.max_batch_size.bit_length())} | {self.max_batch_size}
+        for size in sorted(sizes):
+            self.engine.infer(np.zeros((size, *self.metadata.input_size, 3), np.uint8))
+
+    def read(self, views: Sequence[View], *, min_confidence: float | None = None, boxes: bool = True) -> list[Reading]:
+        """One reading per view, in order.
+
+        `min_confidence` replaces the artifact's own threshold; `boxes=False` leaves the boxes out.
+        """
+        readings: list[Reading] = []
+        for start in range(0, len(views), self.max_batch_size):
+            chunk = views[start : start + self.max_batch_size]
+            outputs = self.engine.infer(np.stack([view.pixels for view in chunk]))
+            regions = [view.region for view in chunk]
+            readings += self.compose(outputs, regions, min_confidence=min_confidence, boxes=boxes)
+        return readings
+
+    def compose(
+        self,
+        outputs: Outputs,
+        regions: Sequence[Region],
+        *,
+        min_confidence: float | None = None,
+        boxes: bool = True,
+    ) -> list[Reading]:
+        """The readings that N outputs are for the N regions that were shown, in upright-image pixels."""
+        threshold = self.metadata.threshold if min_confidence is None else min_confidence
+        decoded = decode(outputs.probabilities, self.metadata.alphabet)
+        return [
+            Reading(
+                number=answer.number,
+                confidence=answer.confidence,
+                accepted=answer.number != "" and answer.confidence >= threshold,
+                digits=answer.digits,
+                boxes=_boxes(outputs.theta[index], outputs.boxes[index], region) if boxes else (),
+            )
+            for index, (answer, region) in enumerate(zip(decoded, regions, strict=True))
+        ]
+
+
+def _boxes(theta: NDArray[np.float32], corners: NDArray[np.float32], region: Region) -> tuple[Box, ...]:
+    """The boxes of one reading: theta [K, 2, 3] and corners [K, 4, 2] normalised to the region."""
+    pixels = corners_in_pixels(corners, region)
+    return tuple(
+        Box(
+            transformer=index,
+            corners=tuple((float(x), float(y)) for x, y in pixels[index]),
+            theta=tuple((float(a), float(b), float(c)) for a, b, c in theta[index]),
+        )
+        for index in range(len(theta))
+    )

@@ -1,0 +1,101 @@
+"""The three ways in: a raw image, multipart, JSON. All of them become pictures."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import AsyncIterator, Sequence
+
+from pydantic import ValidationError
+from starlette.requests import Request
+
+from service.decode_pool import DecodePool
+from service.errors import BadRequest, ServiceError, TooLarge
+from service.multipart import image_parts, media_type
+from service.pictures import Picture
+from service.schemas import ImageIn, PredictRequest, Rectangle, first_mistake
+
+
+async def read_pictures(
+    request: Request,
+    regions: Sequence[Rectangle],
+    *,
+    max_body_bytes: int,
+    max_images: int,
+    pool: DecodePool,
+) -> list[Picture]:
+    """The pictures of a request, at least one; `regions`, from the query, apply to each image of a raw or
+    multipart body.
+
+    Raises BadRequest for a body that cannot be understood and TooLarge for more than `max_body_bytes` bytes,
+    counted as they come in, or `max_images` images, each region counting as one.
+    """
+    content_type = request.headers.get("content-type", "")
+    chunks = _limited(request, max_body_bytes)
+    match media_type(content_type):
+        case "application/json":
+            if regions:
+                raise BadRequest("region: in a JSON request, regions stand in the body, in images[].regions")
+            (pictures,) = await pool.map(_from_json, [await _joined(chunks)])
+        case "multipart/form-data":
+            parts = await image_parts(content_type, chunks, max_images)
+            pictures = [
+                Picture(bytes(part.data), index, str(index), tuple(regions), part.media_type)
+                for index, part in enumerate(parts)
+            ]
+        case declared:
+            body = await _joined(chunks)
+            pictures = [Picture(body, 0, "0", tuple(regions), declared)] if body else []
+    if not pictures:
+        raise BadRequest("the request has no image")
+    asked = sum(picture.items for picture in pictures)
+    if asked > max_images:
+        raise TooLarge(f"{asked} images in one request (each region counts as one); the limit is {max_images}")
+    return pictures
+
+
+async def _limited(request: Request, max_body_bytes: int) -> AsyncIterator[bytes]:
+    """The body's chunks; TooLarge as soon as there are too many bytes, at once where the length is declared."""
+    too_large = TooLarge(f"the body has more than {max_body_bytes} bytes")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_body_bytes:
+        raise too_large
+    count = 0
+    async for chunk in request.stream():
+        count += len(chunk)
+        if count > max_body_bytes:
+            raise too_large
+        yield chunk
+
+
+async def _joined(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])
+
+
+def _from_json(body: bytes) -> list[Picture]:
+    try:
+        request = PredictRequest.model_validate_json(body)
+    except ValidationError as error:
+        raise BadRequest(first_mistake(error.errors(include_url=False, include_input=False))) from None
+    return [_picture(index, image) for index, image in enumerate(request.images)]
+
+
+def _picture(index: int, image: ImageIn) -> Picture:
+    content, declared = _from_base64(image.data)
+    identifier = str(index) if image.id is None else image.id
+    return Picture(content, index, identifier, tuple(image.regions or ()), declared)
+
+
+def _from_base64(data: str) -> tuple[bytes | ServiceError, str]:
+    """The bytes, or why there are none, and the declared type of base64 text or a `data:` URI."""
+    declared = ""
+    if data[:5].lower() == "data:":
+        head, comma, data = data[5:].partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            return BadRequest("data: the data: URI is not in base64"), ""
+        declared = media_type(head)
+    try:
+        # Line breaks, which many encoders add, mean nothing; any other stray character is a mistake.
+        return base64.b64decode("".join(data.split()), validate=True), declared
+    except (binascii.Error, ValueError) as error:
+        return BadRequest(f"data: not base64: {error}"), declared

@@ -1,0 +1,187 @@
+"""The JSON of `POST /predict`, in and out, and of its errors. Names and meaning are those of the REST contract."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from service.errors import ServiceError
+from service.reader import Reader, Reading
+
+_LONGEST_FIELD_NAME = 120
+
+# Rounded for readers and for size: pixels to a thousandth, other numbers to a millionth.
+_Pixels = Annotated[float, AfterValidator(lambda value: round(value, 3))]
+_Real = Annotated[float, AfterValidator(lambda value: round(value, 6))]
+
+# x, y, width, height in the pixels of the upright image.
+Rectangle = tuple[float, float, float, float]
+
+
+class ImageIn(BaseModel):
+    """One image of a JSON request."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    data: str = Field(description="The encoded image in base64, or as a base64 `data:` URI.")
+    id: str | None = Field(
+        None, max_length=256, description="Comes back with its predictions; its position by default."
+    )
+    regions: list[Rectangle] | None = Field(
+        None,
+        min_length=1,
+        description="Regions to read, `[x, y, width, height]` in pixels of the upright image; by default the whole.",
+    )
+
+
+class PredictRequest(BaseModel):
+    """The JSON way in."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    images: list[ImageIn]
+
+
+class ModelInfo(BaseModel):
+    """The artifact that answered and what it ran on."""
+
+    name: str
+    version: str
+    sha256: str
+    provider: str
+
+    @classmethod
+    def of(cls, reader: Reader) -> ModelInfo:
+        engine = reader.engine
+        return cls(
+            name=engine.metadata.name,
+            version=engine.metadata.version,
+            sha256=engine.sha256,
+            provider=engine.provider,
+        )
+
+
+class ImageInfo(BaseModel):
+    """Position in the request, and the size of the upright image in pixels where it could be opened."""
+
+    index: int
+    width: int | None
+    height: int | None
+
+
+class DigitOut(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+    digit: str
+    confidence: _Real
+
+
+class BoxOut(BaseModel):
+    """`corners`: (x, y) clockwise from the target's top-left, in pixels of the upright image, possibly outside it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    transformer: int
+    corners: tuple[tuple[_Pixels, _Pixels], ...]
+    theta: tuple[tuple[_Real, _Real, _Real], ...]
+
+
+class ItemError(BaseModel):
+    """Why one of several images has no reading."""
+
+    code: str
+    detail: str
+
+
+class Prediction(BaseModel):
+    """The answer for one image, or for one region where regions are given."""
+
+    id: str
+    image: ImageInfo
+    region: Rectangle | None
+    number: str | None = Field(description='The number; "" where no digit is seen, null where there is an error.')
+    confidence: _Real | None = Field(description="Probability of the whole number.")
+    accepted: bool
+    digits: list[DigitOut]
+    boxes: list[BoxOut] | None = Field(
+        description="Left out with `boxes=false`.", exclude_if=lambda boxes: boxes is None
+    )
+    error: ItemError | None
+
+    @classmethod
+    def of(
+        cls,
+        answer: Reading | ServiceError,
+        *,
+        id: str,  # noqa: A002 - the contract's name
+        image: ImageInfo,
+        region: Rectangle | None,
+        boxes: bool,
+    ) -> Prediction:
+        if isinstance(answer, ServiceError):
+            return cls(
+                id=id,
+                image=image,
+                region=region,
+                number=None,
+                confidence=None,
+                accepted=False,
+                digits=[],
+                boxes=[] if boxes else None,
+                error=ItemError(code=answer.code, detail=answer.detail),
+            )
+        return cls(
+            id=id,
+            image=image,
+            region=region,
+            number=answer.number,
+            confidence=answer.confidence,
+            accepted=answer.accepted,
+            digits=[DigitOut.model_validate(digit) for digit in answer.digits],
+            boxes=[BoxOut.model_validate(box) for box in answer.boxes] if boxes else None,
+            error=None,
+        )
+
+
+class Timing(BaseModel):
+    """Milliseconds: bytes to pixels; longest wait for the model; longest batch; everything since the request came."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class Predictions(BaseModel):
+    """Predictions in the order sent: what `housenumber predict --json` prints."""
+
+    model: ModelInfo
+    predictions: list[Prediction]
+
+
+class PredictResponse(Predictions):
+    """The answer of `POST /predict`."""
+
+    timing_ms: Timing
+
+
+class Problem(BaseModel):
+    """An error, as `application/problem+json` (RFC 9457). `code` is stable and meant for programs."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+def first_mistake(errors: Sequence[object]) -> str:
+    """The first of pydantic's errors as one line that names the field."""
+    error = errors[0]
+    assert isinstance(error, dict)
+    field = ".".join(map(str, error["loc"]))[:_LONGEST_FIELD_NAME]
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message

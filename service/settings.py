@@ -1,0 +1,89 @@
+"""Every setting of the service, with its unit and default: one class, read from the environment.
+
+A field `max_pixels` is the variable `HOUSENUMBER_MAX_PIXELS` and the flag `--max-pixels` of `housenumber serve`,
+which wins. What stands in `description` is the flag's help.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.engine import Provider
+from service.reader import DEFAULT_MAX_BATCH_SIZE
+
+ENV_PREFIX = "HOUSENUMBER_"
+
+# Beside service/ both in a checkout and in site-packages.
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models/artifacts/house-number/1/model.onnx"
+
+_MIB = 2**20
+
+
+class Settings(BaseSettings):
+    """Settings of the service. Raises pydantic's ValidationError, which names the field that is wrong."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network of the machine.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="Keys that /predict accepts, separated by commas; none: everybody may call."
+    )
+
+    model: Path = Field(DEFAULT_MODEL, description="Artifact to serve, an .onnx file.")
+    provider: Provider = Field(
+        "auto",
+        description="What runs the model: cuda (refuses to start unless every node runs there), cpu,"
+        " or auto (cuda where it works, else cpu).",
+    )
+    intra_op_threads: int | None = Field(
+        None, ge=1, description="CPU threads of the model; by default the CPUs this process may use."
+    )
+    gpu_memory_mib: int = Field(4096, ge=64, description="Most GPU memory the model's arena may take, in MiB.")
+
+    max_body_bytes: int = Field(20 * _MIB, ge=1, description="Largest request body, in bytes.")
+    max_pixels: int = Field(
+        64_000_000, ge=1, description="Most pixels (width x height) an image may have, read from its header."
+    )
+    max_images: int = Field(64, ge=1, description="Most images per request; each region counts as one.")
+    decode_threads: int | None = Field(
+        None, ge=1, description="Threads that decode images; by default the CPUs this process may use."
+    )
+    max_batch_size: int = Field(DEFAULT_MAX_BATCH_SIZE, ge=1, description="Most images the model is given at once.")
+    max_queue_images: int = Field(
+        256, ge=1, description="Most images that may wait (for decoding, and again for the model)."
+    )
+
+    request_timeout_ms: int = Field(
+        30_000, ge=1, description="Longest a request may take, in milliseconds; a caller may ask for less."
+    )
+    drain_delay_s: float = Field(
+        0.0,
+        ge=0.0,
+        description="Seconds between the signal to stop and the end of listening, in which the service answers"
+        " `draining` so that a load balancer takes it out.",
+    )
+    shutdown_timeout_s: int = Field(
+        30, ge=1, description="Seconds that requests in flight are given to finish when the service stops."
+    )
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_at_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(key for part in value.split(",") if (key := part.strip()))
+        return value
+
+    @model_validator(mode="after")
+    def _the_largest_request_fits(self) -> Self:
+        if self.max_queue_images < self.max_images:
+            raise ValueError(
+                f"max_queue_images ({self.max_queue_images}) must be at least max_images ({self.max_images}):"
+                " a request that fills the queue alone could never be answered"
+            )
+        return self

@@ -1,0 +1,28 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import serving
+from tiny_reader import write_artifact
+
+from service.engine import OnnxEngine
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny reader as an .onnx file."""
+    return write_artifact(tmp_path_factory.mktemp("artifact") / "tiny.onnx")
+
+
+@pytest.fixture(scope="session")
+def engine(artifact: Path) -> OnnxEngine:
+    """The tiny reader in a real session."""
+    return OnnxEngine(artifact, "cpu", intra_op_threads=1)
+
+
+@pytest.fixture(scope="module")
+def client(engine: OnnxEngine) -> Iterator[httpx.Client]:
+    """A client of a ready service with the default settings."""
+    with serving(engine) as client:
+        yield client

@@ -1,0 +1,236 @@
+"""The batcher alone, with an engine that does what the test says."""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from service.batcher import Batcher
+from service.engine import Outputs
+from service.errors import DeadlineExceeded, Draining, Internal, Overloaded
+
+
+class Recorder:
+    """An engine that answers each image with its own value, notes its batches, and can be held."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.poison: set[int] = set()
+        self.entered = threading.Event()
+        self.free = threading.Event()
+        self.free.set()
+
+    def __call__(self, images: NDArray[np.uint8]) -> Outputs:
+        values = [int(image[0, 0, 0]) for image in images]
+        self.batches.append(values)
+        self.entered.set()
+        self.free.wait()
+        if self.poison & set(values):
+            raise RuntimeError("poisoned")
+        answers = np.array(values, np.float32)[:, None, None]
+        return Outputs(answers, answers[..., None] + 1, answers[..., None] + 2)
+
+
+def image(value: int) -> NDArray[np.uint8]:
+    return np.full((2, 2, 3), value, np.uint8)
+
+
+def run(test: Callable[[Batcher, Recorder], Awaitable[None]], **limits: Any) -> Recorder:
+    """Runs a test against a started batcher, which it closes."""
+    recorder = Recorder()
+
+    async def main() -> None:
+        batcher = Batcher(recorder, **{"max_batch_size": 4, "max_queue_images": 8, **limits})
+        batcher.start()
+        try:
+            await asyncio.wait_for(test(batcher, recorder), 20)
+        finally:
+            recorder.free.set()
+            await asyncio.wait_for(batcher.close(), 20)
+
+    asyncio.run(main())
+    return recorder
+
+
+async def hold(batcher: Batcher, recorder: Recorder) -> "asyncio.Future[Any]":
+    """Keeps the engine busy with image 0 until `recorder.free` is set."""
+    recorder.free.clear()
+    recorder.entered.clear()
+    (future,) = batcher.submit([image(0)])
+    await asyncio.to_thread(recorder.entered.wait, 10)
+    return future
+
+
+async def values(futures: list["asyncio.Future[Any]"]) -> list[int]:
+    answers = await asyncio.gather(*futures)
+    for answer in answers:
+        assert answer.outputs.probabilities.shape == (1, 1, 1)
+        assert answer.queue_s >= 0
+        assert answer.inference_s >= 0
+    return [int(answer.outputs.probabilities[0, 0, 0]) for answer in answers]
+
+
+def test_a_lone_image_does_not_wait_for_company() -> None:
+    async def test(batcher: Batcher, _recorder: Recorder) -> None:
+        assert await values(batcher.submit([image(5)])) == [5]
+        assert await values(batcher.submit([image(6)])) == [6]
+
+    assert run(test).batches == [[5], [6]]
+
+
+def test_what_waits_goes_together_up_to_the_largest_batch() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        futures = [future for value in range(1, 7) for future in batcher.submit([image(value)])]
+        assert batcher.waiting == 6
+        recorder.free.set()
+        assert await values([first, *futures]) == list(range(7))
+        assert batcher.waiting == 0
+
+    assert run(test).batches == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=st.lists(st.integers(0, 6), max_size=12), largest=st.integers(1, 5))
+def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: int) -> None:
+    async def test(batcher: Batcher, _recorder: Recorder) -> None:
+        async def caller(start: int, size: int) -> None:
+            wanted = list(range(start, start + size))
+            assert await values(batcher.submit([image(value) for value in wanted])) == wanted
+
+        starts = np.cumsum([0, *sizes])
+        await asyncio.gather(*(caller(int(start), size) for start, size in zip(starts, sizes, strict=False)))
+
+    recorder = run(test, max_batch_size=largest, max_queue_images=100)
+    assert sorted(value for batch in recorder.batches for value in batch) == list(range(sum(sizes)))
+    assert all(1 <= len(batch) <= largest for batch in recorder.batches)
+
+
+def test_over_the_limit_all_or_none_are_taken() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        waiting = batcher.submit([image(value) for value in range(1, 7)])
+        with pytest.raises(Overloaded):
+            batcher.submit([image(7)] * 3)
+        waiting += batcher.submit([image(7)] * 2)
+        with pytest.raises(Overloaded):
+            batcher.submit([image(8)])
+        recorder.free.set()
+        assert await values([first, *waiting]) == [0, 1, 2, 3, 4, 5, 6, 7, 7]
+        assert await values(batcher.submit([image(9)])) == [9]
+
+    run(test)
+
+
+def test_cancelled_images_leave_their_place_and_are_not_computed() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        left = batcher.submit([image(1)] * 8)
+        for future in left:
+            future.cancel()
+        stayed = batcher.submit([image(2)] * 8)
+        stayed[3].cancel()
+        recorder.free.set()
+        assert await values([first, *stayed[:3], *stayed[4:]]) == [0] + [2] * 7
+
+    assert run(test).batches == [[0], [2] * 4, [2] * 3]
+
+
+def test_images_past_their_deadline_are_not_computed() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        now = asyncio.get_running_loop().time()
+        first = await hold(batcher, recorder)
+        (late,) = batcher.submit([image(1)], deadline=now - 1)
+        (early,) = batcher.submit([image(2)], deadline=now + 600)
+        recorder.free.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert await values([first, early]) == [0, 2]
+
+    assert run(test).batches == [[0], [2]]
+
+
+def test_only_the_poisonous_image_fails() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        recorder.poison = {2}
+        futures = batcher.submit([image(1), image(2), image(3)])
+        recorder.free.set()
+        with pytest.raises(Internal) as raised:
+            await futures[1]
+        assert "poisoned" not in raised.value.detail
+        assert await values([first, futures[0], futures[2]]) == [0, 1, 3]
+        assert await values(batcher.submit([image(4)])) == [4]
+
+    assert run(test).batches == [[0], [1, 2, 3], [1], [2], [3], [4]]
+
+
+def test_whatever_the_engine_does_the_loop_goes_on() -> None:
+    failures: list[BaseException] = [RuntimeError("a"), MemoryError(), SystemExit(3), KeyboardInterrupt()]
+
+    def engine(images: NDArray[np.uint8]) -> Outputs:
+        if failures:
+            raise failures.pop()
+        if len(images) == 1 and images.max() == 9:
+            return Outputs(*[np.zeros((5, 1, 1), np.float32)] * 3)  # answers for images nobody sent
+        return Outputs(*[np.zeros((len(images), 1, 1), np.float32)] * 3)
+
+    async def main() -> None:
+        batcher = Batcher(engine, max_batch_size=2, max_queue_images=8)
+        batcher.start()
+        for value in (1, 1, 1, 1, 9):
+            with pytest.raises(Internal):
+                await asyncio.wait_for(batcher.submit([image(value)])[0], 10)
+        await asyncio.wait_for(batcher.submit([image(1)])[0], 10)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_images_of_different_shapes_do_not_spoil_each_other() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        futures = batcher.submit([image(1), np.full((3, 3, 3), 2, np.uint8)])
+        recorder.free.set()
+        assert await values([first, *futures]) == [0, 1, 2]
+
+    run(test)
+
+
+def test_closing_finishes_the_running_batch_and_refuses_the_rest() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder, max_batch_size=4, max_queue_images=8)
+        batcher.start()
+        running = await hold(batcher, recorder)
+        (waiting,) = batcher.submit([image(1)])
+        closing = asyncio.create_task(batcher.close())
+        with pytest.raises(Draining):
+            await asyncio.wait_for(waiting, 10)
+        with pytest.raises(Draining):
+            batcher.submit([image(2)])
+        recorder.free.set()
+        assert await values([running]) == [0]
+        await asyncio.wait_for(closing, 10)
+        assert recorder.batches == [[0]]
+
+    asyncio.run(main())
+
+
+def test_batch_sizes_are_told() -> None:
+    sizes: list[int] = []
+
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        futures = batcher.submit([image(1), image(2)])
+        recorder.free.set()
+        await values([first, *futures])
+
+    run(test, observe_batch=sizes.append)
+    assert sizes == [1, 2]

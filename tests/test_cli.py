@@ -1,0 +1,217 @@
+"""The `housenumber` command, as a script would call it."""
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from serving import encode, plain, serving
+from tiny_reader import write_artifact
+
+import housenumber
+from housenumber.cli import main
+from service.commands import EXIT_MODEL
+from service.engine import OnnxEngine
+from service.errors import BadImage
+from service.settings import Settings
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def predict(artifact: Path, *arguments: object) -> Result:
+    return call("predict", "--model", artifact, "--provider", "cpu", *arguments)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    paths = []
+    for number in ("19", "407"):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(plain(number, (40, 30)))
+        paths.append(path)
+    return paths
+
+
+def test_help_names_every_command_and_the_exit_codes() -> None:
+    result = call("--help")
+    assert result.exit_code == 0
+    for name in ("serve", "predict", "train", "evaluate", "export", "verify", "data"):
+        assert f"\n  {name} " in result.output
+    assert "Exit codes" in result.output
+    assert call("--version").output == f"housenumber, version {housenumber.__version__}\n"
+
+
+def test_serve_has_a_documented_flag_for_every_setting_but_the_keys() -> None:
+    output = call("serve", "--help").output
+    for name in Settings.model_fields:
+        assert (f"--{name.replace('_', '-')} " in output) == (name != "api_keys"), name
+    assert "HOUSENUMBER_API_KEYS" in output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--port", "http"],
+        ["serve", "--provider", "tpu"],
+        ["serve", "--max-images", "1000"],
+        ["serve", "--nothing"],
+        ["predict"],
+        ["predict", "--provider", "tpu", "a.png"],
+        ["predict", "--region", "1,2,3", "a.png"],
+        ["predict", "--min-confidence", "2", "a.png"],
+        ["predict", "--draw", "out.xyz", "a.png"],
+        ["predict", "--draw", "out", "a/x.png", "b/x.png"],
+        ["nothing"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2_and_no_stack_trace(arguments: list[str]) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_a_wrong_variable_is_wrong_usage_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOUSENUMBER_PORT", "http")
+    result = call("serve")
+    assert result.exit_code == 2
+    assert "HOUSENUMBER_PORT" in result.stderr
+
+
+def test_predict_prints_a_table(artifact: Path, photos: list[Path]) -> None:
+    result = predict(artifact, *photos)
+    assert result.exit_code == 0
+    for text in ("19", "407", "100.0%", "yes"):
+        assert text in result.stdout
+
+
+def test_predict_json_is_the_services_answer(artifact: Path, engine: OnnxEngine, photos: list[Path]) -> None:
+    result = predict(artifact, "--json", "--region", "0,0,20,30", "--region", "5,5,30,20", *photos)
+    assert result.exit_code == 0
+    answer = json.loads(result.stdout)
+    with serving(engine) as client:
+        files = [("image", (photo.name, photo.read_bytes())) for photo in photos]
+        served = client.post("/predict?region=0,0,20,30&region=5,5,30,20", files=files).json()
+    assert answer["model"] == served["model"]
+    assert [prediction.pop("id") for prediction in answer["predictions"]] == [
+        str(photo) for photo in photos for _ in range(2)
+    ]
+    for prediction in served["predictions"]:
+        prediction.pop("id")
+    assert answer["predictions"] == served["predictions"]
+
+
+def test_a_bad_file_is_told_and_the_others_are_read(artifact: Path, photos: list[Path], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"junk")
+    result = predict(artifact, "--json", photos[0], bad, tmp_path / "missing.png", tmp_path, photos[1])
+    assert result.exit_code == 1
+    predictions = json.loads(result.stdout)["predictions"]
+    assert [prediction["number"] for prediction in predictions] == ["19", None, None, None, "407"]
+    assert predictions[1]["error"]["code"] == "bad_image"
+    assert "No such file" in predictions[2]["error"]["detail"]
+    assert "directory" in predictions[3]["error"]["detail"]
+    table = predict(artifact, photos[0], bad)
+    assert table.exit_code == 1
+    assert "error" in table.stdout
+    assert "Traceback" not in table.output
+
+
+def test_min_confidence_decides_what_is_accepted(artifact: Path, tmp_path: Path) -> None:
+    unsure = tmp_path / "unsure.png"
+    unsure.write_bytes(encode(Image.new("RGB", (8, 8), (12 + 36, 252, 252))))
+
+    def accepted(*arguments: object) -> bool:
+        (prediction,) = json.loads(predict(artifact, "--json", *arguments, unsure).stdout)["predictions"]
+        return bool(prediction["accepted"])
+
+    assert not accepted()
+    assert accepted("--min-confidence", "0.3")
+
+
+def test_one_drawing_is_a_file_and_several_are_a_directory(artifact: Path, photos: list[Path], tmp_path: Path) -> None:
+    one = tmp_path / "out" / "drawn.jpg"
+    one.parent.mkdir()
+    assert predict(artifact, "--draw", one, photos[0]).exit_code == 0
+    many = tmp_path / "new" / "drawings"
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"junk")
+    assert predict(artifact, "--draw", many, *photos, bad).exit_code == 1
+    assert sorted(path.name for path in many.iterdir()) == ["19.png", "407.png"]
+    for path in (one, *many.iterdir()):
+        with Image.open(path) as drawn:
+            colours = drawn.convert("RGB").getcolors(drawn.width * drawn.height) or []
+            assert len(colours) > 2  # the photograph has only one
+
+
+def test_a_drawing_that_cannot_be_written_is_one_line(artifact: Path, photos: list[Path], tmp_path: Path) -> None:
+    result = predict(artifact, "--draw", tmp_path / "missing" / "out.png", photos[0])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: ")
+    assert "No such file" in result.stderr
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_and_its_own_code(photos: list[Path], tmp_path: Path) -> None:
+    stranger = write_artifact(tmp_path / "stranger.onnx", properties={})
+    for model in (stranger, tmp_path / "missing.onnx"):
+        result = predict(model, photos[0])
+        assert result.exit_code == EXIT_MODEL
+        assert result.stderr.startswith("Error: ")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_environment_gives_predict_its_model(
+    artifact: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOUSENUMBER_MODEL", str(artifact))
+    monkeypatch.setenv("HOUSENUMBER_PROVIDER", "cpu")
+    assert call("predict", photos[0]).exit_code == 0
+    monkeypatch.setenv("HOUSENUMBER_MAX_PIXELS", "10")
+    result = call("predict", "--json", photos[0])
+    assert json.loads(result.stdout)["predictions"][0]["error"]["code"] == "too_large"
+
+
+def command_that_raises(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Makes `train` a command that fails in this way."""
+
+    @click.command()
+    def train() -> None:
+        raise error
+
+    module = ModuleType("models.training.commands")
+    module.__dict__["train"] = train
+    monkeypatch.setitem(sys.modules, "models.training.commands", module)
+
+
+def test_a_missing_extra_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    command_that_raises(monkeypatch, ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
+    result = call("train")
+    assert result.exit_code == 4
+    assert "pip install 'housenumber[train]'" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (FileNotFoundError(2, "No such file or directory", "recipe.toml"), "recipe.toml: No such file or directory"),
+        (BadImage("the image is torn"), "the image is torn"),
+    ],
+)
+def test_a_users_mistake_in_any_room_is_one_line(monkeypatch: pytest.MonkeyPatch, error: Exception, line: str) -> None:
+    command_that_raises(monkeypatch, error)
+    result = call("train")
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {line}\n"
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("x", name="nonsense"), OSError("x"), RuntimeError("x")])
+def test_our_own_faults_are_not_hidden(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    command_that_raises(monkeypatch, error)
+    assert call("train").exception is error

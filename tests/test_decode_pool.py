@@ -1,0 +1,90 @@
+"""The decoding threads: bounded, in order, and rid of what nobody waits for."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from service.decode_pool import DecodePool
+from service.errors import Overloaded
+
+
+class Held:
+    """A job that waits until it is let go, and notes that it ran."""
+
+    def __init__(self) -> None:
+        self.ran: list[int] = []
+        self.entered = threading.Event()
+        self.free = threading.Event()
+
+    def __call__(self, job: int) -> int:
+        self.ran.append(job)
+        self.entered.set()
+        self.free.wait()
+        return job * job
+
+
+def with_pool(test: Callable[[DecodePool, Held], Coroutine[Any, Any, None]], *, max_jobs: int) -> Held:
+    held = Held()
+
+    async def main() -> None:
+        pool = DecodePool(1, max_jobs)
+        try:
+            await asyncio.wait_for(test(pool, held), 20)
+        finally:
+            held.free.set()
+            pool.close()
+
+    asyncio.run(main())
+    return held
+
+
+def test_results_come_in_the_order_of_the_jobs() -> None:
+    async def test(pool: DecodePool, held: Held) -> None:
+        held.free.set()
+        assert await pool.map(held, [3, 1, 2]) == [9, 1, 4]
+        assert await pool.map(held, []) == []
+
+    with_pool(test, max_jobs=3)
+
+
+def test_over_the_limit_nothing_is_begun_and_places_come_back() -> None:
+    async def test(pool: DecodePool, held: Held) -> None:
+        running = asyncio.create_task(pool.map(held, [1, 2]))
+        await asyncio.to_thread(held.entered.wait, 10)
+        with pytest.raises(Overloaded):
+            await pool.map(held, [3, 4])
+        held.free.set()
+        assert await running == [1, 4]
+        assert await pool.map(held, [5, 6, 7]) == [25, 36, 49]
+
+    assert with_pool(test, max_jobs=3).ran == [1, 2, 5, 6, 7]
+
+
+def test_a_caller_that_leaves_takes_its_waiting_jobs_along() -> None:
+    async def test(pool: DecodePool, held: Held) -> None:
+        running = asyncio.create_task(pool.map(held, [1, 2, 3]))
+        await asyncio.to_thread(held.entered.wait, 10)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        held.free.set()
+        assert await pool.map(held, [4, 5]) == [16, 25]
+
+    assert with_pool(test, max_jobs=3).ran == [1, 4, 5]
+
+
+def test_a_jobs_own_error_is_raised_and_gives_its_place_back() -> None:
+    def broken(_job: int) -> int:
+        raise ValueError("broken")
+
+    async def test(pool: DecodePool, held: Held) -> None:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="broken"):
+                await pool.map(broken, [1])
+        held.free.set()
+        assert await pool.map(held, [2]) == [4]
+
+    with_pool(test, max_jobs=1)

@@ -1,0 +1,112 @@
+"""What is not `/predict`: health, metrics, documentation, the page."""
+
+import logging
+import re
+import threading
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from serving import listening, plain, problem_of, serving, wait_until
+
+from service.app import create_app
+from service.artifact import ArtifactError
+from service.engine import OnnxEngine
+from service.settings import Settings
+
+
+def samples(client: httpx.Client) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    response = client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def test_metrics_count_requests_images_batches_and_seconds(engine: OnnxEngine) -> None:
+    with serving(engine, max_batch_size=2) as client:
+        before = samples(client)
+        files = [("image", ("a.png", data)) for data in (plain("1"), plain("2"), b"junk")]
+        assert client.post("/predict", files=files).status_code == 200
+        assert client.post("/predict", content=b"junk").status_code == 422
+        assert client.get("/nothing").status_code == 404
+
+        def counted(name: str, **labels: str) -> float:
+            key = name, tuple(sorted(labels.items()))
+            return after.get(key, 0) - before.get(key, 0)
+
+        after = samples(client)
+        assert counted("housenumber_requests_total", route="/predict", status="200", code="ok") == 1
+        assert counted("housenumber_requests_total", route="/predict", status="422", code="bad_image") == 1
+        assert counted("housenumber_requests_total", route="other", status="404", code="not_found") == 1
+        assert counted("housenumber_images_total", code="ok") == 2
+        assert counted("housenumber_images_total", code="bad_image") == 1
+        assert counted("housenumber_batch_size_sum") == 2
+        for stage in ("decode", "queue", "inference", "total"):
+            assert counted("housenumber_predict_seconds_count", stage=stage) == 1
+        assert after[("housenumber_queue_images", ())] == 0
+
+
+def test_two_apps_in_one_process_count_apart(client: httpx.Client, engine: OnnxEngine) -> None:
+    with serving(engine) as other:
+        other.post("/predict", content=plain("1"))
+        assert 'route="/predict"' in other.get("/metrics").text
+    assert 'route="/predict"' not in client.get("/metrics").text
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line_and_told_to_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    told = threading.Event()
+
+    def load() -> OnnxEngine:
+        raise ArtifactError("tiny.onnx: not an artifact")
+
+    with listening(create_app(Settings(), load, told.set)) as client:
+        assert told.wait(10)
+        assert problem_of(client.get("/readyz")) == (503, "not_ready")
+        assert problem_of(client.post("/predict", content=plain("1"))) == (503, "not_ready")
+        assert client.get("/livez").status_code == 200
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.getMessage() == "the model could not be loaded: tiny.onnx: not an artifact"
+    assert record.exc_info is None
+
+
+def test_ready_is_one_line_that_names_the_model(caplog: pytest.LogCaptureFixture, engine: OnnxEngine) -> None:
+    caplog.set_level(logging.INFO, "service")
+    with serving(engine):
+        wait_until(lambda: any("ready" in record.getMessage() for record in caplog.records))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("service")]
+    assert line == f"ready: tiny 7 ({engine.sha256[:12]}) on CPUExecutionProvider"
+
+
+def test_the_documentation_names_the_bodies_and_the_problems(client: httpx.Client) -> None:
+    assert client.get("/docs").status_code == 200
+    schema = client.get("/openapi.json").json()
+    predict = schema["paths"]["/predict"]["post"]
+    content = predict["requestBody"]["content"]
+    assert {"image/jpeg", "image/png", "application/octet-stream", "multipart/form-data"} <= set(content)
+    assert content["application/json"]["schema"]["$ref"] == "#/components/schemas/PredictRequest"
+    assert {parameter["name"].lower() for parameter in predict["parameters"]} == {
+        "region",
+        "min_confidence",
+        "boxes",
+        "x-request-timeout-ms",
+        "x-request-id",
+    }
+    assert set(predict["responses"]) == {"200", "400", "401", "413", "415", "422", "500", "503", "504"}
+    for status in set(predict["responses"]) - {"200"}:
+        assert set(predict["responses"][status]["content"]) == {"application/problem+json"}
+    assert set(schema["paths"]) == {"/predict", "/livez", "/readyz", "/metrics"}
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', client.get("/openapi.json").text))
+    assert references <= set(schema["components"]["schemas"])
+    assert {"PredictRequest", "ImageIn", "Problem", "PredictResponse"} <= references
+    assert set(schema["components"]["securitySchemes"]) == {"HTTPBearer", "APIKeyHeader"}
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    response = client.get("/")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/html")
+    assert "<canvas" in response.text
+    assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//|url\(|@import|import\s*\(""", response.text)
