@@ -1,0 +1,1 @@
+"""Data: samples, shards, collections, SVHN and the synthetic generator."""

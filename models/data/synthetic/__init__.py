@@ -1,0 +1,1 @@
+"""Synthetic house numbers, in stages: statistics, fonts, lettering, surface, lighting, camera, render."""

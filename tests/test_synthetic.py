@@ -1,0 +1,191 @@
+"""The synthetic generator: repeatable, honest about its boxes, true to its statistics. The built-in font is enough."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from models.data.preview import contact_sheet
+from models.data.synthetic import camera, fonts, lettering, statistics
+from models.data.synthetic.fonts import BUILT_IN
+from models.data.synthetic.render import NO_NUMBER_SHARE, Rendering, generate, render, render_with_box
+
+FACES = (BUILT_IN,)
+
+
+@pytest.fixture(scope="module")
+def renderings() -> list[Rendering]:
+    return [render_with_box(index, 7, FACES) for index in range(250)]
+
+
+def test_same_seed_and_index_same_sample() -> None:
+    """Whatever was rendered before, and whatever else is in the caches."""
+    first = render(3, 11, FACES)
+    render(4, 11, FACES)
+    assert render(3, 11, FACES) == first
+    assert render(4, 11, FACES).image != first.image
+    assert render(3, 12, FACES).image != first.image
+
+
+def test_processes_do_not_change_samples_or_their_order() -> None:
+    alone = list(generate(5, 30, 8, 1, FACES))
+    assert list(generate(5, 30, 8, 2, FACES)) == alone
+    assert [sample.source for sample in alone] == [f"5/{index}" for index in range(30, 38)]
+
+
+def test_labels_are_numbers_of_at_most_five_digits(renderings: list[Rendering]) -> None:
+    for rendering in renderings:
+        label = rendering.sample.label
+        assert len(label) <= 5
+        assert set(label) <= set("0123456789")
+
+
+def test_regions_lie_in_the_image_and_hold_the_digits(renderings: list[Rendering]) -> None:
+    for rendering in renderings:
+        with Image.open(io.BytesIO(rendering.sample.image)) as image:
+            assert image.format in {"JPEG", "PNG"}
+            width, height = image.size
+        region, box = rendering.sample.region, rendering.box
+        assert region is not None
+        assert -1e-6 <= region.x < region.x + region.width <= width + 1e-6
+        assert -1e-6 <= region.y < region.y + region.height <= height + 1e-6
+        # A strip may be drawn a little too small, as annotated boxes are; nothing else may cut a digit.
+        slack = 0.1 * box.height
+        assert region.x <= box.x + slack
+        assert region.y <= box.y + slack
+        assert region.x + region.width >= box.x + box.width - slack
+        assert region.y + region.height >= box.y + box.height - slack
+        assert 8 <= box.height <= 450
+
+
+def test_about_two_in_a_hundred_have_no_number() -> None:
+    empty = sum(render(index, 21, FACES).label == "" for index in range(400))
+    assert abs(empty - 400 * NO_NUMBER_SHARE) <= 4 * math.sqrt(400 * NO_NUMBER_SHARE)
+
+
+@pytest.mark.parametrize("turn", [-35.0, 0.0, 20.0])
+def test_ink_box_is_that_of_the_warped_mask(turn: float) -> None:
+    """Against the mask itself, warped at sixteen times the resolution."""
+    rng = np.random.default_rng(3)
+    letters = lettering.set_digits("47", 60, FACES, rng)
+    mask = np.pad(letters.mask, 60).astype(np.float32)
+    height, width = mask.shape
+    pose = camera.draw_pose(width, height, 0.8, turn, rng)
+    box = camera.ink_box(mask, pose)
+    blown_up = np.diag([4.0, 4.0, 1.0]) @ np.array([[1, 0, 200], [0, 1, 200], [0, 0, 1.0]]) @ pose
+    inked = np.repeat(np.repeat((mask > 0.35).astype(np.float32), 8, axis=0), 8, axis=1)
+    warped = cv2.warpPerspective(inked, blown_up @ np.diag([1 / 8, 1 / 8, 1.0]), (1600, 1600))
+    rows, columns = np.flatnonzero(warped.max(axis=1) > 0.5), np.flatnonzero(warped.max(axis=0) > 0.5)
+    seen = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / 4 - 200
+    np.testing.assert_allclose(box, seen, atol=0.6)
+
+
+def test_photograph_puts_the_ink_where_the_box_says() -> None:
+    """A bright square on black, at half its size: the picture's own outline agrees with `ink_box`."""
+    mask = np.zeros((120, 160), np.float32)
+    mask[40:80, 60:120] = 1
+    pose = np.array([[0.5, 0, 10], [0, 0.5, 5], [0, 0, 1.0]])
+    canvas = np.repeat(mask[:, :, None] * 255, 3, axis=2)
+    picture = camera.photograph(canvas, pose, 100, 80, 0.5)[:, :, 0]
+    y, x = np.mgrid[0:80, 0:100] + 0.5
+    left, top, right, bottom = camera.ink_box(mask, pose)
+    assert (left, top, right, bottom) == (40, 25, 70, 45)
+    assert (picture * x).sum() / picture.sum() == pytest.approx((left + right) / 2, abs=0.05)
+    assert (picture * y).sum() / picture.sum() == pytest.approx((top + bottom) / 2, abs=0.05)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    number=st.text("0123456789", min_size=1, max_size=5),
+    height=st.integers(16, 100),
+    tilt=st.floats(-45, 45),
+    seed=st.integers(0, 2**32),
+)
+def test_lettering_is_cropped_ink(number: str, height: int, tilt: float, seed: int) -> None:
+    letters = lettering.set_digits(number, height, FACES, np.random.default_rng(seed), tilt)
+    assert letters.mask.dtype == np.float32
+    assert letters.mask.min() >= 0
+    assert letters.mask.max() <= 1
+    for edge in (letters.mask[0], letters.mask[-1], letters.mask[:, 0], letters.mask[:, -1]):
+        assert edge.max() > 0.3
+    assert letters.mask.shape[0] >= 0.8 * height
+
+
+def test_lengths_and_digits_of_drawn_numbers() -> None:
+    """Chi-square against the shares promised, at a bound passed by 99.99 % of fair draws."""
+    rng = np.random.default_rng(1)
+    numbers = [statistics.draw_number(rng) for _ in range(5000)]
+    shares = statistics.length_shares()
+    expected = shares / shares.sum() * len(numbers)
+    counted = np.bincount([len(number) for number in numbers], minlength=6)[1:]
+    assert (((counted - expected) ** 2) / expected).sum() < 23.5  # four degrees of freedom
+    true = np.array(statistics.load_statistics().lengths)
+    assert np.abs(shares - true).max() <= statistics.EVEN_LENGTH_SHARE
+    # Ones lead most often in the streets, zeros hardly ever.
+    leading = np.bincount([int(number[0]) for number in numbers], minlength=10)
+    assert leading.argmax() == 1
+    assert leading.argmin() == 0
+
+
+def test_statistics_of_known_photographs() -> None:
+    """Two photographs worked out by hand, and one number of six digits that is only counted."""
+    found = statistics.derive_statistics(
+        {
+            "a": {"label": [1, 10], "left": [0, 12], "top": [0, 12], "width": [10, 10], "height": [20, 20]},
+            "b": {"label": [7], "left": [3], "top": [4], "width": [10], "height": [20]},
+            "c": {key: [1] * 6 for key in ("label", "left", "top", "width", "height")},
+        }
+    )
+    assert (found.numbers, found.longer) == (2, 1)
+    assert found.lengths == [0.5, 0.5, 0, 0, 0]
+    assert found.digits[0][1] == found.digits[0][7] == 0.5
+    assert found.digits[1][0] == 1
+    assert set(found.aspect) == {0.5}
+    assert set(found.gap) == {0.1}
+    assert set(found.tilt) == {45.0}
+    assert set(found.height) == {20.0}
+
+
+def test_statistics_need_a_number() -> None:
+    with pytest.raises(ValueError, match="no number"):
+        statistics.derive_statistics({})
+
+
+def test_committed_statistics_are_whole() -> None:
+    raw = json.loads(statistics.STATISTICS_PATH.read_text(encoding="utf-8"))
+    assert raw["numbers"] + raw["longer"] == 30_000
+    assert sum(raw["lengths"]) == pytest.approx(1, abs=1e-5)
+    for key in ("aspect", "gap", "tilt", "height"):
+        assert raw[key] == sorted(raw[key])
+        assert len(raw[key]) == statistics.QUANTILES
+
+
+def test_without_fonts_the_built_in_one_serves(tmp_path: Path) -> None:
+    """Files that are no fonts, or fonts without digits, are passed over."""
+    (tmp_path / "broken.ttf").write_bytes(b"not a font")
+    assert fonts.discover([tmp_path, tmp_path / "missing"]) == FACES
+    assert fonts.has_digits(BUILT_IN)
+    assert fonts.digest(FACES) == fonts.digest([BUILT_IN]) != fonts.digest([BUILT_IN, BUILT_IN])
+
+
+def test_contact_sheet_shows_every_region(renderings: list[Rendering]) -> None:
+    samples = [rendering.sample for rendering in renderings[:7]]
+    sheet = contact_sheet(samples, columns=3, cell=40)
+    assert sheet.width == 120
+    assert sheet.height >= 3 * 40
+    for position in range(7):
+        cell = np.asarray(
+            sheet.crop((position % 3 * 40, position // 3 * 53 + 13, position % 3 * 40 + 8, position // 3 * 53 + 20))
+        )
+        assert (cell != 96).any()
+    with pytest.raises(ValueError, match="no samples"):
+        contact_sheet([])
