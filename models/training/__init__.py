@@ -1,0 +1,1 @@
+"""Training: a recipe and shards in, finished weights out."""

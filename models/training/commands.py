@@ -1,0 +1,68 @@
+"""`housenumber train`."""
+
+import logging
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+
+from models.data.progress import progress_bar
+from models.data.shards import ShardError, write_shards
+from models.data.synthetic.render import generate
+from models.training import loop
+from models.training.dataset import load_samples
+from models.training.recipe import Recipe, RecipeError, load_recipe
+from service.cpus import usable_cpus
+
+
+@click.command()
+@click.argument("recipe")
+@click.option(
+    "--data",
+    "data",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Shards to train on (`housenumber data ...` writes them); repeatable. A synthetic recipe makes its own.",
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run [runs/RECIPE].")
+@click.option("--steps", type=click.IntRange(min=1), help="Train for this many steps instead of the recipe's.")
+@click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Data processes.")
+def train(recipe: str, data: tuple[Path, ...], out: Path | None, steps: int | None, workers: int) -> None:
+    """Train a reader by RECIPE: a name in models/recipes or the path of a TOML file.
+
+    Killed at any moment, the same command goes on from the last checkpoint and gives the same weights.
+    """
+    handler = RichHandler(console=Console(stderr=True))
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    try:
+        plan = load_recipe(recipe, steps)
+        folder = out or Path("runs") / Path(recipe).stem
+        paths = data or (_synthetic_shards(plan),)
+        training, held_out = load_samples(paths, plan.data.validation)
+        with progress_bar() as bar:
+            task = bar.add_task("training", total=plan.schedule.steps)
+
+            def report(progress: loop.Progress) -> None:
+                doing = f"training, loss {progress.loss:.3f}"
+                if progress.accuracy is not None:
+                    doing += f", {progress.accuracy:.1%} of the held-out numbers read"
+                bar.update(task, completed=progress.step, description=doing)
+
+            weights = loop.train(plan, training, held_out, folder, workers=workers, report=report)
+    except (RecipeError, ShardError, loop.TrainingError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(weights)
+
+
+def _synthetic_shards(plan: Recipe) -> Path:
+    """The recipe's synthetic samples, made once and kept in `data/`."""
+    wanted = plan.data
+    if not wanted.synthetic_count:
+        raise RecipeError("this recipe trains on shards: prepare them with `housenumber data svhn`, then give --data")
+    path = Path("data") / f"synthetic-{wanted.synthetic_seed}-{wanted.synthetic_count}"
+    if not path.exists():
+        samples = generate(wanted.synthetic_seed, 0, wanted.synthetic_count, usable_cpus())
+        with progress_bar() as bar:
+            write_shards(bar.track(samples, wanted.synthetic_count, description="images"), path)
+    return path

@@ -1,0 +1,124 @@
+"""From shards to training batches: the service's own decoding and resizing, plus augmentation.
+
+Everything random is drawn from (seed, epoch, index), never from a state that goes along: a run that is resumed at a
+step sees exactly what it would have seen there.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from models.data.sample import MAX_PIXELS, Sample
+from models.data.shards import read_shards
+from models.readers import SLOTS
+from models.training.recipe import AugmentTable
+from service.decoding import pack
+from service.geometry import Region
+from service.imaging import Photo
+
+
+class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64]]]):
+    """Samples as (uint8 `[H, W, 3]` view, int64 `[5]` target), addressed by (epoch, index)."""
+
+    def __init__(self, samples: Sequence[Sample], size: tuple[int, int], augment: AugmentTable, seed: int) -> None:
+        """
+        Args:
+            samples: held in memory, encoded.
+            size: (height, width) of a view in pixels.
+            augment: what is done to each view; `AugmentTable()` does nothing.
+            seed: of the augmentation.
+        """
+        self.samples = samples
+        self.size = size
+        self.augment = augment
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        epoch, index = key
+        rng = np.random.default_rng((self.seed, epoch, index))
+        sample = self.samples[index]
+        photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
+        whole = Region.whole(photo.width, photo.height)
+        region = jittered(sample.region or whole, self.augment, rng).clipped(photo.width, photo.height)
+        view = photo.views([region], self.size)[0].pixels
+        return repainted(view, self.augment, rng), np.array(pack(sample.label, SLOTS), dtype=np.int64)
+
+
+def jittered(region: Region, augment: AugmentTable, rng: np.random.Generator) -> Region:
+    """The region resized about its centre and moved at random, in the same pixels; it may leave the image."""
+    limit = np.log(augment.region_scale)
+    size = np.array([region.width, region.height]) * np.exp(rng.uniform(-limit, limit, 2))
+    centre = np.array([region.x + region.width / 2, region.y + region.height / 2])
+    corner = centre - size / 2 + rng.uniform(-1, 1, 2) * augment.region_shift * size
+    return Region(*(float(value) for value in (*corner, *size)))
+
+
+def repainted(view: NDArray[np.uint8], augment: AugmentTable, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """The view with other intensities, blur and noise; uint8 `[H, W, 3]` in and out."""
+    pixels: NDArray[np.floating[Any]] = view.astype(np.float32)
+    if rng.random() < augment.invert:
+        pixels = 255 - pixels
+    if augment.contrast:
+        gain = 1 + rng.uniform(-augment.contrast, augment.contrast)
+        shift = rng.uniform(-0.5, 0.5) * augment.contrast * 255
+        pixels = (pixels - 127.5) * gain + 127.5 + shift
+    if augment.blur and (sigma := rng.uniform(-augment.blur, augment.blur)) > 0.2:
+        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), sigma), dtype=np.float32)
+    if augment.noise and (deviation := rng.uniform(-augment.noise, augment.noise)) > 0:
+        pixels = pixels + rng.normal(0, deviation, pixels.shape).astype(np.float32)
+    painted: NDArray[np.uint8] = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return painted
+
+
+class Steps(Sampler[list[tuple[int, int]]]):
+    """Batches of (epoch, index) for the steps `start` to `steps` of a run.
+
+    Each epoch is a permutation of its own, drawn from (seed, epoch); batches run on across the end of an epoch.
+    """
+
+    def __init__(self, count: int, batch_size: int, seed: int, start: int, steps: int) -> None:
+        self.count, self.batch_size, self.seed = count, batch_size, seed
+        self.start, self.steps = start, steps
+
+    def __len__(self) -> int:
+        return self.steps - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in range(self.start, self.steps):
+            batch = []
+            for position in range(step * self.batch_size, (step + 1) * self.batch_size):
+                if position // self.count != epoch:
+                    epoch = position // self.count
+                    order = np.random.default_rng((self.seed, epoch)).permutation(self.count)
+                batch.append((epoch, int(order[position % self.count])))
+            yield batch
+
+
+def collate(rows: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
+    """uint8 `[N, H, W, 3]` and int64 `[N, 5]`."""
+    views, targets = zip(*rows, strict=True)
+    return torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(targets))
+
+
+def load_samples(paths: Sequence[Path], validation: int) -> tuple[list[Sample], list[Sample]]:
+    """All samples of the shards, and the last `validation` of them, held out.
+
+    Raises:
+        ShardError: a path that holds no complete shards.
+        ValueError: fewer samples than are to be held out.
+    """
+    samples = [sample for path in paths for sample in read_shards(path)]
+    if len(samples) <= validation:
+        raise ValueError(f"{len(samples)} samples are too few to hold out {validation} for validation")
+    return samples[:-validation], samples[-validation:]

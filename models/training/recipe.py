@@ -1,0 +1,145 @@
+"""Recipes: everything that decides what a training run gives, in one TOML file."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.readers import ReaderSpec
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class RecipeError(Exception):
+    """A recipe that cannot be used; the message says why, in one line."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ReaderTable(_Table):
+    """`[reader]`: which network, for which input in pixels."""
+
+    name: str
+    input_height: int = Field(gt=0)
+    input_width: int = Field(gt=0)
+
+
+class DataTable(_Table):
+    """`[data]`: what is trained on.
+
+    `synthetic_count` images are made where no shards are given; 0 means that shards must be given. The last
+    `validation` samples are held out.
+    """
+
+    synthetic_count: int = Field(0, ge=0)
+    synthetic_seed: int = 0
+    validation: int = Field(2000, gt=0)
+
+
+class AugmentTable(_Table):
+    """`[augment]`: what is done to each view, anew in every epoch. All off by default."""
+
+    region_scale: Annotated[float, Field(ge=1)] = 1.0
+    """Each side of the region is scaled by a factor between 1 / this and this."""
+    region_shift: Share = 0.0
+    """The region is moved by up to this share of its size."""
+    invert: Share = 0.0
+    """Share of the views whose intensities are turned round: dark digits become bright ones."""
+    contrast: Share = 0.0
+    """Intensities are multiplied by 1 +- this, and moved by +- half of this."""
+    noise: NonNegative = 0.0
+    """Largest standard deviation of Gaussian noise, in grey levels of 0..255."""
+    blur: NonNegative = 0.0
+    """Largest standard deviation of Gaussian blur, in pixels of the view."""
+
+
+class OptimiserTable(_Table):
+    """`[optimiser]`."""
+
+    name: Literal["adamw", "sgd"]
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: Share = 0.9
+    """Of SGD; the first beta of AdamW."""
+    localisation_factor: float = Field(0.1, gt=0)
+    """The transformers' learning rate is this times the network's (STN paper, appendix A.2)."""
+    clip_norm: float = Field(0.0, ge=0)
+    """The gradient is scaled down to this norm; 0 leaves it."""
+
+
+class ScheduleTable(_Table):
+    """`[schedule]`: how long, and how the learning rate falls."""
+
+    name: Literal["cosine", "step"]
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    warmup_steps: int = Field(0, ge=0)
+    step_every: int = Field(0, ge=0)
+    """For `step`: the learning rate is divided by 10 every this many steps."""
+
+
+class RunTable(_Table):
+    """`[run]`: precision, averaging, and how often what is written."""
+
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    average_decay: float = Field(0.0, ge=0, lt=1)
+    """Exponential moving average of the weights; 0 keeps the last weights."""
+    log_every: int = Field(50, gt=0)
+    validate_every: int = Field(500, gt=0)
+    checkpoint_every: int = Field(250, gt=0)
+
+
+class Recipe(_Table):
+    """One training run. `digest` names it: a run is only resumed with the recipe that it was started with."""
+
+    reader: ReaderTable
+    data: DataTable
+    augment: AugmentTable = AugmentTable()
+    optimiser: OptimiserTable
+    schedule: ScheduleTable
+    run: RunTable = RunTable()
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of all values, defaults included."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    @property
+    def spec(self) -> ReaderSpec:
+        """The reader to build."""
+        return ReaderSpec(self.reader.name, self.reader.input_height, self.reader.input_width)
+
+
+def load_recipe(name: str, steps: int | None = None) -> Recipe:
+    """Read a recipe by its name in `models/recipes` or by the path of a TOML file.
+
+    Args:
+        name: such as "compact" or "my/recipe.toml".
+        steps: replaces the recipe's own number of steps.
+
+    Raises:
+        RecipeError: no such recipe, no TOML, or a value that is missing, unknown or out of range.
+    """
+    path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
+        raise RecipeError(f"there is no recipe {name!r}: give the path of a .toml file or one of {shipped}")
+    try:
+        values = tomllib.loads(path.read_text())
+        if steps is not None:
+            values.setdefault("schedule", {})["steps"] = steps
+        return Recipe.model_validate(values)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RecipeError(f"{path}: {where}: {first['msg']}") from error
