@@ -1,0 +1,1 @@
+"""From a checkpoint to the artifact: trace, describe, verify (torch and onnx)."""

@@ -1,0 +1,146 @@
+"""`housenumber export` and `housenumber verify`."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from export.artifact import Label, build_artifact
+from export.verify import Check, verify
+from models.checkpoint import CheckpointError
+
+
+def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not value:
+        raise click.BadParameter("must not be empty")
+    return value
+
+
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("export")
+@click.argument("checkpoint", type=_FILE)
+@click.option(
+    "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .onnx file to write."
+)
+@click.option(
+    "--name",
+    default="house-number",
+    show_default=True,
+    callback=_not_empty,
+    help="Name of the model in the service's answers.",
+)
+@click.option("--model-version", default="1", show_default=True, callback=_not_empty, help="Its version there.")
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Confidence from which a reading is accepted.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="What the logits are divided by (calibration).",
+)
+@click.option(
+    "--evaluation", type=_FILE, help="Figures to store in the file: the output of `housenumber evaluate --json`."
+)
+def export_command(
+    checkpoint: Path,
+    output: Path,
+    name: str,
+    model_version: str,
+    threshold: float,
+    temperature: float,
+    evaluation: Path | None,
+) -> None:
+    """Export CHECKPOINT (.safetensors) to one self-describing ONNX file.
+
+    The file is verified first (see `housenumber verify`) and written only if it passes.
+    """
+    label = Label(name, model_version, threshold, temperature, _figures(evaluation) if evaluation else {})
+    status = Console(stderr=True)
+    with status.status("exporting") as line:
+        try:
+            artifact = build_artifact(checkpoint, label)
+        except (CheckpointError, OSError) as error:
+            raise click.ClickException(" ".join(str(error).split())) from error
+        checks = verify(artifact, checkpoint, lambda check: line.update(f"verifying: {check}"))
+    if not _passed(checks):
+        status.print(_table(checks))
+        raise click.ClickException(f"{output} is not written: it does not pass verification")
+    try:
+        _write(output, artifact)
+    except OSError as error:
+        raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
+    digest = hashlib.sha256(artifact).hexdigest()
+    click.echo(f"{output}: {len(artifact) / 1e6:.1f} MB, sha256 {digest}, {len(checks)} checks passed")
+
+
+@click.command("verify")
+@click.argument("model", type=_FILE)
+@click.option(
+    "--weights",
+    type=_FILE,
+    help="The checkpoint it was exported from.  [default: MODEL with the suffix .safetensors]",
+)
+def verify_command(model: Path, weights: Path | None) -> None:
+    """Check that MODEL (.onnx) can be served, and answers as its checkpoint does in PyTorch.
+
+    Prints a table of the checks; the exit code is 1 when one fails.
+    """
+    with Console(stderr=True).status("verifying") as line:
+        checks = verify(
+            model.read_bytes(),
+            weights or model.with_suffix(".safetensors"),
+            lambda check: line.update(f"verifying: {check}"),
+        )
+    Console().print(_table(checks))
+    if not _passed(checks):
+        raise click.exceptions.Exit(1)
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; click.BadParameter when there is none."""
+    try:
+        figures = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except ValueError as error:
+        raise click.BadParameter(f"{path} is not JSON: {error}", param_hint="--evaluation") from error
+    if not isinstance(figures, dict):
+        raise click.BadParameter(f"{path} is not a JSON object", param_hint="--evaluation")
+    return figures
+
+
+def _refuse(constant: str) -> None:
+    """Python reads NaN and Infinity in JSON; whoever reads the artifact need not."""
+    raise ValueError(f"{constant} is no JSON value")
+
+
+def _passed(checks: Sequence[Check]) -> bool:
+    return all(check.passed for check in checks)
+
+
+def _table(checks: Sequence[Check]) -> Table:
+    table = Table("check", "result", "detail")
+    for check in checks:
+        result = "[green]pass[/]" if check.passed else "[red]FAIL[/]"
+        table.add_row(check.name, result, escape(check.detail))
+    return table
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(path.suffix + ".tmp")
+    unfinished.write_bytes(content)
+    unfinished.replace(path)
