@@ -19,7 +19,7 @@ class CheckpointError(Exception):
 
 
 def save_reader(path: Path, reader: nn.Module, spec: ReaderSpec) -> None:
-    """Write the weights of `reader` (float32) with `spec` in the header, whole or not at all."""
+    """Write the weights of `reader`, with `spec` in the header, whole or not at all."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in reader.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(path.suffix + ".tmp")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from models.data.sample import Sample
+from models.data.sample import MAX_PIXELS, Sample
+from service.geometry import Region
+from service.imaging import Photo
 
 _CAPTION = 13
 
@@ -24,16 +25,11 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 12, cell: int = 96) 
     pen = ImageDraw.Draw(sheet)
     for position, sample in enumerate(samples):
         x, y = (position % columns) * cell, (position // columns) * (cell + _CAPTION)
-        with Image.open(io.BytesIO(sample.image)) as photograph:
-            image = photograph.convert("RGB")
-        region = sample.region
-        box = (
-            (0.0, 0.0, float(image.width), float(image.height))
-            if region is None
-            else (region.x, region.y, region.x + region.width, region.y + region.height)
-        )
-        scale = min(cell / (box[2] - box[0]), cell / (box[3] - box[1]))
-        size = (max(1, round((box[2] - box[0]) * scale)), max(1, round((box[3] - box[1]) * scale)))
+        image = Photo.open(sample.image, max_pixels=MAX_PIXELS).rgb()
+        region = sample.region or Region.whole(*image.size)
+        scale = min(cell / region.width, cell / region.height)
+        size = (max(1, round(region.width * scale)), max(1, round(region.height * scale)))
+        box = (region.x, region.y, region.right, region.bottom)
         sheet.paste(image.resize(size, Image.Resampling.BILINEAR, box=box), (x, y + _CAPTION))
         pen.text((x + 2, y), sample.label or "(none)", fill=(255, 255, 0))
     return sheet

@@ -61,7 +61,7 @@ def begin(out: Path, task: dict[str, Any], *, go_on: bool = False) -> None:
     if marker.exists():
         if (found := json.loads(marker.read_text())) != task:
             raise ShardError(f"{out} holds an unfinished run of another task: {found}; this one is {task}")
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or set(out.iterdir()) - {_temporary(marker)}):
         raise ShardError(f"{out} already exists and is not empty")
     else:
         out.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,8 @@ def finish(out: Path) -> None:
 
 
 def is_complete(out: Path) -> bool:
-    """Whether `out` is a directory in which writing has come to its end."""
-    return out.is_dir() and not (out / UNFINISHED).exists()
+    """Whether `out` is a directory of shards whose writing has come to its end."""
+    return not (out / UNFINISHED).exists() and any(out.glob("*.parquet"))
 
 
 def shard_path(out: Path, index: int) -> Path:
@@ -88,7 +88,7 @@ def shard_path(out: Path, index: int) -> Path:
 def write_shard(samples: Iterable[Sample], path: Path, note: dict[str, Any] | None = None) -> None:
     """Writes one shard through a temporary file; `note` (JSON values) travels in the file's metadata."""
     schema = SCHEMA.with_metadata({NOTE_KEY: json.dumps(note).encode()})
-    temporary = path.with_suffix(".tmp")
+    temporary = _temporary(path)
     with pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=False) as writer:
         for rows in chunks(samples, ROWS_IN_MEMORY):
             writer.write_batch(
@@ -141,9 +141,13 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or none."""
-    temporary = path.with_suffix(".tmp")
+    temporary = _temporary(path)
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_suffix(".tmp")
 
 
 def _rows(paths: list[Path]) -> Iterator[Sample]:

@@ -68,7 +68,12 @@ def prepare(source: Path, out: Path, split: str, progress: Progress = lambda *_:
     source and split, prepared in part or in whole.
     """
     with open_source(source, split) as files, DigitStruct(files.labels) as labels:
-        task = {"split": split, "labels_sha256": sha256(files.labels), "photographs": files.identity}
+        task = {
+            "split": split,
+            "labels_sha256": sha256(files.labels),
+            "photographs": files.identity,
+            "entries_per_shard": ENTRIES_PER_SHARD,
+        }
         if (out / REPORT).exists():
             return _finished_report(out, task)
         shards.begin(out, task, go_on=True)
@@ -87,7 +92,7 @@ def prepare(source: Path, out: Path, split: str, progress: Progress = lambda *_:
     return report
 
 
-def _finished_report(out: Path, task: dict[str, str]) -> Report:
+def _finished_report(out: Path, task: dict[str, Any]) -> Report:
     fields = json.loads((out / REPORT).read_text())
     if (found := fields.pop("task")) != task:
         raise SvhnError(f"{out} holds another source: {found}; this one is {task}")

@@ -101,12 +101,14 @@ class SlotReadout(nn.Module):
 
 
 class CompactReader(nn.Module):
-    """Takes float `[N, 3, height, width]` in [0, 1]."""
+    """Takes float `[N, 3, height, width]` in [0, 1]; ValueError for a height or width that is not even."""
 
     luminance: Tensor
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
+        if min(height, width) < 2 or height % 2 or width % 2:
+            raise ValueError(f"compact takes even sizes, not {height}x{width}")
         self.register_buffer("luminance", torch.tensor(LUMINANCE).reshape(1, 3, 1, 1), persistent=False)
         layers: list[nn.Module] = [nn.AvgPool2d(2)]
         channels = 1

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from models.data.progress import progress_bar
-from models.data.shards import ShardError, write_shards
+from models.data.shards import ShardError, is_complete, write_shards
 from models.data.synthetic.render import generate
 from models.training import loop
 from models.training.dataset import load_samples
@@ -50,7 +50,9 @@ def train(recipe: str, data: tuple[Path, ...], out: Path | None, steps: int | No
                 bar.update(task, completed=progress.step, description=doing)
 
             weights = loop.train(plan, training, held_out, folder, workers=workers, report=report)
-    except (RecipeError, ShardError, loop.TrainingError, ValueError) as error:
+    except (RecipeError, ShardError, ValueError) as error:
+        raise click.UsageError(str(error)) from error
+    except loop.TrainingError as error:
         raise click.ClickException(str(error)) from error
     click.echo(weights)
 
@@ -61,7 +63,7 @@ def _synthetic_shards(plan: Recipe) -> Path:
     if not wanted.synthetic_count:
         raise RecipeError("this recipe trains on shards: prepare them with `housenumber data svhn`, then give --data")
     path = Path("data") / f"synthetic-{wanted.synthetic_seed}-{wanted.synthetic_count}"
-    if not path.exists():
+    if not is_complete(path):
         samples = generate(wanted.synthetic_seed, 0, wanted.synthetic_count, usable_cpus())
         with progress_bar() as bar:
             write_shards(bar.track(samples, wanted.synthetic_count, description="images"), path)
