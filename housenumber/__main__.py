@@ -2,4 +2,6 @@
 
 from housenumber.cli import main
 
-main(prog_name="housenumber")
+# Guarded: worker processes that are spawned import this module again.
+if __name__ == "__main__":
+    main(prog_name="housenumber")

@@ -87,6 +87,24 @@ def test_a_killed_run_leaves_no_collection_and_can_be_repeated(tmp_path: Path) -
     assert list(read_shards(tmp_path)) == numbered(3)
 
 
+def test_only_finished_directories_are_complete(tmp_path: Path) -> None:
+    assert not shards.is_complete(tmp_path / "missing")
+    out = tmp_path / "new"
+    shards.begin(out, {})
+    shards.write_shard(numbered(1), shards.shard_path(out, 0))
+    assert not shards.is_complete(out)
+    shards.finish(out)
+    assert shards.is_complete(out)
+    (tmp_path / "empty").mkdir()
+    assert not shards.is_complete(tmp_path / "empty")
+
+
+def test_a_run_killed_while_it_claimed_its_directory_can_be_repeated(tmp_path: Path) -> None:
+    (tmp_path / "unfinished.tmp").write_text('{"wri')
+    write_shards(numbered(3), tmp_path)
+    assert list(read_shards(tmp_path)) == numbered(3)
+
+
 def test_a_shard_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     def killed() -> Iterator[Sample]:
         yield from numbered(shards.ROWS_IN_MEMORY + 5)
