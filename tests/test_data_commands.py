@@ -11,7 +11,7 @@ from svhn_files import Number, png, write_directory
 
 from housenumber.cli import main
 from models.data.shards import read_shards
-from models.data.synthetic.fonts import BUILT_IN
+from models.data.synthetic.fonts import BUILT_IN, FONT_PACKAGES
 from models.data.synthetic.render import render
 
 
@@ -22,7 +22,9 @@ def data(*arguments: object) -> Result:
 @pytest.fixture(autouse=True)
 def only_the_built_in_face(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is installed on this machine must not matter, and reading hundreds of fonts takes long."""
-    monkeypatch.setattr("models.data.synthetic.render.installed_faces", lambda: (BUILT_IN,))
+    for module in ("render", "fonts"):
+        monkeypatch.setattr(f"models.data.synthetic.{module}.installed_faces", lambda: (BUILT_IN,))
+    monkeypatch.setattr("models.data.commands.installed_faces", lambda: (BUILT_IN,))
 
 
 def test_synthesize_writes_the_images_of_a_seed(tmp_path: Path) -> None:
@@ -30,10 +32,19 @@ def test_synthesize_writes_the_images_of_a_seed(tmp_path: Path) -> None:
     result = data("synthesize", "--count", 3, "--start", 5, "--seed", 2, "--processes", 1, "--out", out)
     assert result.exit_code == 0, result.output
     assert list(read_shards(out)) == [render(index, 2, (BUILT_IN,)) for index in (5, 6, 7)]
+    assert "per second and process" in result.stdout
+    assert "only 1 typefaces" in result.stderr
 
     again = data("synthesize", "--count", 3, "--processes", 1, "--out", out)
     assert again.exit_code == 2
     assert "already exists" in again.stderr
+
+
+def test_fonts_says_what_there_is_and_what_to_install() -> None:
+    result = data("fonts")
+    assert result.exit_code == 0
+    assert "1 faces" in result.stdout
+    assert f"apt-get install --no-install-recommends {' '.join(FONT_PACKAGES)}" in result.stdout
 
 
 def test_preview_shows_synthetic_images_or_a_collection(tmp_path: Path) -> None:

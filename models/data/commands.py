@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from PIL import UnidentifiedImageError
 from rich.progress import TaskID
 
 from models.data import svhn as svhn_format
@@ -19,9 +19,11 @@ from models.data.preview import contact_sheet
 from models.data.progress import progress_bar
 from models.data.sample import Sample
 from models.data.shards import ShardError, write_shards
+from models.data.synthetic.fonts import FONT_PACKAGES, advice_on_few_faces, digest, installed_faces
 from models.data.synthetic.render import generate
 from models.data.synthetic.statistics import STATISTICS_PATH, write_statistics
 from service.cpus import usable_cpus
+from service.errors import ServiceError
 
 OUT_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which series of images.")
@@ -56,8 +58,22 @@ def data() -> None:
 @click.option("--out", type=OUT_DIRECTORY, required=True, help="Directory for the shards; new or empty.")
 def synthesize(count: int, start: int, seed: int, processes: int, out: Path) -> None:
     """Draw synthetic house numbers. The same seed and index give the same image, however many processes draw."""
+    if advice := advice_on_few_faces():
+        click.echo(advice, err=True)
+    started = time.perf_counter()
     with _users_mistakes(), progress_bar() as bar:
         write_shards(bar.track(generate(seed, start, count, processes), count, description="images"), out)
+    rate = count / (time.perf_counter() - started)
+    click.echo(f"{count} images in {out}: {rate:.0f} per second, {rate / processes:.0f} per second and process")
+
+
+@data.command()
+def fonts() -> None:
+    """Say which faces synthetic numbers are set in, and how to install those the shipped reader learned from."""
+    faces = installed_faces()
+    click.echo(f"{len(faces)} faces with digits, digest {digest(faces)}")
+    click.echo("On Debian 12, as root, this installs all that the shipped reader learned from:")
+    click.echo(f"apt-get install --no-install-recommends {' '.join(FONT_PACKAGES)}")
 
 
 @data.command()
@@ -97,7 +113,7 @@ def preview(collection: Path | None, count: int, seed: int, processes: int, out:
         shown = list(bar.track(samples, count, description="images"))
         try:
             sheet = contact_sheet(shown)
-        except UnidentifiedImageError as error:
+        except ServiceError as error:
             raise click.UsageError(f"{collection} cannot be shown: {error}") from error
         sheet.save(out, "PNG")
 

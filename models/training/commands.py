@@ -9,6 +9,7 @@ from rich.logging import RichHandler
 
 from models.data.progress import progress_bar
 from models.data.shards import ShardError, is_complete, write_shards
+from models.data.synthetic.fonts import advice_on_few_faces
 from models.data.synthetic.render import generate
 from models.training import loop
 from models.training.dataset import load_samples
@@ -64,6 +65,8 @@ def _synthetic_shards(plan: Recipe) -> Path:
         raise RecipeError("this recipe trains on shards: prepare them with `housenumber data svhn`, then give --data")
     path = Path("data") / f"synthetic-{wanted.synthetic_seed}-{wanted.synthetic_count}"
     if not is_complete(path):
+        if advice := advice_on_few_faces():
+            logging.warning(advice)
         samples = generate(wanted.synthetic_seed, 0, wanted.synthetic_count, usable_cpus())
         with progress_bar() as bar:
             write_shards(bar.track(samples, wanted.synthetic_count, description="images"), path)

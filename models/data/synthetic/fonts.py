@@ -47,6 +47,8 @@ FONT_DIRECTORIES = (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), Pa
 # Height of the digit 8 in a cached glyph, in pixels; numbers are never drawn larger than that.
 GLYPH_HEIGHT = 96
 FACES_PER_FAMILY = 6
+# From this many on, images for training are varied enough; the shipped reader saw some 700.
+ENOUGH_FACES = 100
 # Parts of paths of faces that are not numerals on a house: symbols, broken or dotted outlines, school lines.
 _UNFIT = (
     "symbol",
@@ -192,6 +194,16 @@ def _plain_noto(stem: str) -> bool:
 def installed_faces() -> tuple[Face, ...]:
     """`discover()` on this machine, once per process (it reads every font file)."""
     return discover()
+
+
+def advice_on_few_faces() -> str | None:
+    """What to tell somebody who is about to make images for training with too few faces; None if there are enough."""
+    faces = installed_faces()
+    if len(faces) >= ENOUGH_FACES:
+        return None
+    return (
+        f"only {len(faces)} typefaces are installed: a reader learns little from so few; see `housenumber data fonts`"
+    )
 
 
 def digest(faces: Sequence[Face]) -> str:
