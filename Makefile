@@ -31,7 +31,6 @@ bench: $(VENV)/.dev ## Cost of the readers, side by side
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
 
 $(VENV)/.serve: pyproject.toml constraints.txt constraints-cuda.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet -c constraints.txt $(SERVE_INSTALL)

@@ -11,7 +11,6 @@ from housenumber import __version__
 
 EXIT_MISTAKE = 1
 EXIT_MISSING_EXTRA = 4
-EXIT_MODEL = 5
 
 _COMMANDS = {
     "serve": ("service.commands:serve", "Serve readings over HTTP."),
@@ -73,6 +72,7 @@ class Rooms(click.Group):
         except Exception as error:
             # Only now: the group itself imports no room.
             from service.artifact import ArtifactError
+            from service.commands import EXIT_MODEL
             from service.engine import ProviderError
             from service.errors import ServiceError
 

@@ -14,7 +14,9 @@ from typing import Annotated
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 
+from service.disconnect import while_connected
 from service.engine import Engine
 from service.errors import BadRequest, DeadlineExceeded, Unauthorized
 from service.lifecycle import Lifecycle
@@ -48,10 +50,12 @@ def create_app(
         yield
         await lifecycle.close()
 
-    app = FastAPI(
+    # Its documentation page comes from the package, not from a CDN that a closed network does not reach.
+    app = FastAPIOffline(
         title="housenumber",
         version=version("housenumber"),
         description="Reads house numbers from photographs with a spatial transformer network.",
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.lifecycle = lifecycle
@@ -120,8 +124,9 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, metrics
                     max_images=settings.max_images,
                     pool=lifecycle.pool,
                 )
-                predicted = await predictor.predict(
-                    pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline
+                predicted = await while_connected(
+                    request,
+                    predictor.predict(pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline),
                 )
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_ms} ms") from None

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from service.drawing import draw
 from service.engine import OnnxEngine, Provider
@@ -211,15 +212,17 @@ def _table(predictions: list[Prediction]) -> Table:
     table.add_column("number", justify="right", style="bold")
     table.add_column("confidence", justify="right")
     table.add_column("accepted")
+    with_errors = any(prediction.error for prediction in predictions)
+    if with_errors:
+        table.add_column("error", style="red", overflow="fold")
     for prediction in predictions:
-        region = [",".join(f"{side:g}" for side in prediction.region or ())] if with_regions else []
+        cells = [prediction.id]
+        if with_regions:
+            cells.append(",".join(f"{side:g}" for side in prediction.region or ()))
         if prediction.error:
-            answer = ["[red]error[/red]", "", prediction.error.detail]
+            cells += ["", "", "", prediction.error.detail]
         else:
-            answer = [
-                prediction.number or "-",
-                f"{prediction.confidence:.1%}",
-                "yes" if prediction.accepted else "no",
-            ]
-        table.add_row(prediction.id, *region, *answer)
+            cells += [prediction.number or "-", f"{prediction.confidence:.1%}", "yes" if prediction.accepted else "no"]
+        # As Text: in a plain string, brackets (of a file's name, of a region) would be taken for markup.
+        table.add_row(*map(Text, cells))
     return table

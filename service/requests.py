@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -36,7 +37,7 @@ async def read_pictures(
         case "application/json":
             if regions:
                 raise BadRequest("region: in a JSON request, regions stand in the body, in images[].regions")
-            (pictures,) = await pool.map(_from_json, [await _joined(chunks)])
+            (pictures,) = await pool.map(partial(_from_json, max_images=max_images), [await _joined(chunks)])
         case "multipart/form-data":
             parts = await image_parts(content_type, chunks, max_images)
             pictures = [
@@ -72,11 +73,13 @@ async def _joined(chunks: AsyncIterator[bytes]) -> bytes:
     return b"".join([chunk async for chunk in chunks])
 
 
-def _from_json(body: bytes) -> list[Picture]:
+def _from_json(body: bytes, max_images: int) -> list[Picture]:
     try:
         request = PredictRequest.model_validate_json(body)
     except ValidationError as error:
         raise BadRequest(first_mistake(error.errors(include_url=False, include_input=False))) from None
+    if len(request.images) > max_images:  # before a body of nothing but empty images becomes a million pictures
+        raise TooLarge(f"more than {max_images} images in one request")
     return [_picture(index, image) for index, image in enumerate(request.images)]
 
 

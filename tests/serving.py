@@ -51,6 +51,26 @@ class Sabotaged:
         return self._engine.infer(images)
 
 
+class Held(Sabotaged):
+    """An engine that keeps the first images it is given until `go_on` is set, and has set `inside` by then.
+
+    `computed` is the red of every image it was given. Black images, which a service warms up with, pass.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine, self._hold)
+        self.inside = threading.Event()
+        self.go_on = threading.Event()
+        self.computed: list[int] = []
+
+    def _hold(self, images: NDArray[np.uint8]) -> None:
+        if not images.any():
+            return
+        self.computed.extend(int(image[0, 0, 0]) for image in images)
+        self.inside.set()
+        self.go_on.wait()
+
+
 @contextmanager
 def listening(app: FastAPI) -> Iterator[httpx.Client]:
     """A client of an app behind a real server on a free port of this machine."""

@@ -91,6 +91,20 @@ def test_predict_prints_a_table(artifact: Path, photos: list[Path]) -> None:
         assert text in result.stdout
 
 
+def test_the_table_shows_names_as_they_are(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"{name}.png" for name in ("a[bold]b", "c[", "[/red]", "d")]
+    for name in names[:-1]:
+        path = Path(name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(plain("19"))
+    result = predict(artifact, *names)
+    assert result.exit_code == 1
+    for name in names:
+        assert name in result.stdout
+    assert "error" in result.stdout
+
+
 def test_predict_json_is_the_services_answer(artifact: Path, engine: OnnxEngine, photos: list[Path]) -> None:
     result = predict(artifact, "--json", "--region", "0,0,20,30", "--region", "5,5,30,20", *photos)
     assert result.exit_code == 0

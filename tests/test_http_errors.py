@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from serving import Sabotaged, encode, listening, plain, problem_of, serving, wait_until
+from serving import Held, Sabotaged, encode, listening, plain, problem_of, serving, wait_until
 from tiny_reader import colour_of
 
 from service.app import create_app
@@ -246,21 +246,12 @@ def test_with_a_single_image_one_bad_region_is_the_answer(client: httpx.Client) 
 
 
 def test_a_full_queue_is_overloaded_and_recovers(engine: OnnxEngine) -> None:
-    inside, go_on = threading.Event(), threading.Event()
-
-    def block(_images: NDArray[np.uint8]) -> None:
-        if go_on.is_set() or not warmed:
-            return
-        inside.set()
-        go_on.wait()
-
-    warmed = False
+    held = Held(engine)
     limits = {"max_batch_size": 1, "max_queue_images": 2, "max_images": 2}
-    with serving(Sabotaged(engine, block), **limits) as client, ThreadPoolExecutor(3) as callers:
-        warmed = True
+    with serving(held, **limits) as client, ThreadPoolExecutor(3) as callers:
         try:
             running = callers.submit(client.post, "/predict", content=plain("1"))
-            assert inside.wait(10)
+            assert held.inside.wait(10)
             files = [("image", ("a.png", plain(number))) for number in ("2", "3")]
             waiting = callers.submit(client.post, "/predict", files=files)
 
@@ -269,7 +260,7 @@ def test_a_full_queue_is_overloaded_and_recovers(engine: OnnxEngine) -> None:
             assert problem_of(response) == (503, "overloaded")
             assert int(response.headers["retry-after"]) >= 1
         finally:
-            go_on.set()
+            held.go_on.set()
         assert running.result().json()["predictions"][0]["number"] == "1"
         assert [p["number"] for p in waiting.result().json()["predictions"]] == ["2", "3"]
         assert client.post("/predict", content=plain("4")).status_code == 200
@@ -307,29 +298,20 @@ def test_until_the_model_is_loaded_the_service_is_not_ready(engine: OnnxEngine) 
 
 @pytest.mark.parametrize("whose", ["the caller's", "the server's"])
 def test_after_the_deadline_waiting_images_are_dropped_not_computed(engine: OnnxEngine, whose: str) -> None:
-    computed: list[int] = []
-    inside, go_on = threading.Event(), threading.Event()
-
-    def block(images: NDArray[np.uint8]) -> None:
-        # The number is in the colour of the first pixel; black is what the service warms up with.
-        computed.extend(int(image[0, 0, 0]) for image in images if image.any())
-        if images.any() and not go_on.is_set():
-            inside.set()
-            go_on.wait()
-
+    held = Held(engine)
     limits = {"request_timeout_ms": 300} if whose == "the server's" else {}
     headers = {"X-Request-Timeout-Ms": "300" if whose == "the caller's" else "600000"}
-    with serving(Sabotaged(engine, block), **limits) as client, ThreadPoolExecutor(1) as callers:
+    with serving(held, **limits) as client, ThreadPoolExecutor(1) as callers:
         try:
             running = callers.submit(client.post, "/predict", content=plain("1"), headers=headers)
-            assert inside.wait(10)
+            assert held.inside.wait(10)
             response = client.post("/predict", content=plain("2"), headers=headers)
             assert problem_of(response) == (504, "deadline_exceeded")
             assert problem_of(running.result()) == (504, "deadline_exceeded")
         finally:
-            go_on.set()
+            held.go_on.set()
         assert client.post("/predict", content=plain("3")).json()["predictions"][0]["number"] == "3"
-    assert computed == [colour_of("1")[0], colour_of("3")[0]]
+    assert held.computed == [colour_of("1")[0], colour_of("3")[0]]
 
 
 def test_a_body_that_never_comes_meets_the_deadline(client: httpx.Client) -> None:
@@ -347,6 +329,26 @@ def test_a_caller_that_leaves_in_the_middle_does_no_harm(client: httpx.Client) -
     left = 'housenumber_requests_total{code="client_closed_request",route="/predict",status="499"}'
     wait_until(lambda: left in client.get("/metrics").text)
     assert client.post("/predict", content=plain("1")).status_code == 200
+
+
+def test_the_waiting_images_of_a_caller_that_has_left_are_dropped_not_computed(engine: OnnxEngine) -> None:
+    held = Held(engine)
+    left = 'housenumber_requests_total{code="client_closed_request",route="/predict",status="499"}'
+    with serving(held) as client, ThreadPoolExecutor(1) as callers:
+        try:
+            running = callers.submit(client.post, "/predict", content=plain("1"))
+            assert held.inside.wait(10)
+            image = plain("2")
+            with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=10) as caller:
+                caller.sendall(f"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: {len(image)}\r\n\r\n".encode())
+                caller.sendall(image)
+                wait_until(lambda: "housenumber_queue_images 1.0" in client.get("/metrics").text)
+            wait_until(lambda: left in client.get("/metrics").text)
+        finally:
+            held.go_on.set()
+        assert running.result().status_code == 200
+        assert client.post("/predict", content=plain("3")).status_code == 200
+    assert held.computed == [colour_of("1")[0], colour_of("3")[0]]
 
 
 def poison(images: NDArray[np.uint8]) -> None:
