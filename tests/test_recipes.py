@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.readers import build_reader
-from models.training.recipe import RECIPES, Recipe, RecipeError, load_recipe
+from models.training.recipe import RECIPES, RecipeError, load_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
@@ -65,15 +65,23 @@ def test_a_recipe_is_named_by_all_its_values(tmp_path: Path) -> None:
         (MINIMAL.replace("[data]", "[data]\nvalidaton = 3"), "data.validaton"),
         (MINIMAL.replace('"adamw"', '"adam"'), "optimiser.name"),
         (MINIMAL + "[augment]\nregion_scale = 0.5\n", "augment.region_scale"),
+        (MINIMAL + "[augment]\nregion_shift = 0.6\n", "augment.region_shift"),
+        (MINIMAL + "[run]\nseed = -1\n", "run.seed"),
+        (MINIMAL + f"[run]\nseed = {2**31}\n", "run.seed"),
         (MINIMAL + "[run", "end of document"),
+        ("schedule = 3\n" + MINIMAL.partition("[schedule]")[0], "schedule: "),
+        (MINIMAL.replace('"compact"', '"vgg"'), "no reader is called 'vgg'"),
+        (MINIMAL.replace("input_width = 32", "input_width = 33"), "32x33"),
     ],
 )
 def test_a_wrong_recipe_says_where(tmp_path: Path, text: str, complaint: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=complaint) as caught:
-        load_recipe(str(path))
-    assert "\n" not in str(caught.value)
+    for steps in (None, 3):
+        with pytest.raises(RecipeError, match=complaint) as caught:
+            load_recipe(str(path), steps)
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
 
 
 def test_an_unknown_recipe_names_those_there_are() -> None:
@@ -82,5 +90,6 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
 
 
 def test_steps_can_be_replaced() -> None:
-    recipe: Recipe = load_recipe("compact", steps=3)
-    assert recipe.schedule.steps == 3
+    recipe, plain = load_recipe("compact", steps=3), load_recipe("compact")
+    assert recipe.schedule == plain.schedule.model_copy(update={"steps": 3})
+    assert recipe.model_copy(update={"schedule": plain.schedule}) == plain

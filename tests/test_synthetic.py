@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -18,6 +19,7 @@ from models.data.preview import contact_sheet
 from models.data.synthetic import camera, fonts, lettering, statistics
 from models.data.synthetic.fonts import BUILT_IN
 from models.data.synthetic.render import NO_NUMBER_SHARE, Rendering, generate, render, render_with_box
+from service.geometry import Region
 
 FACES = (BUILT_IN,)
 
@@ -124,16 +126,31 @@ def test_lengths_and_digits_of_drawn_numbers() -> None:
     """Chi-square against the shares promised, at a bound passed by 99.99 % of fair draws."""
     rng = np.random.default_rng(1)
     numbers = [statistics.draw_number(rng) for _ in range(5000)]
-    shares = statistics.length_shares()
-    expected = shares / shares.sum() * len(numbers)
+    true = json.loads(statistics.STATISTICS_PATH.read_text(encoding="utf-8"))
+    expected = (0.92 * np.array(true["lengths"]) + 0.08 / 5) * len(numbers)
     counted = np.bincount([len(number) for number in numbers], minlength=6)[1:]
     assert (((counted - expected) ** 2) / expected).sum() < 23.5  # four degrees of freedom
-    true = np.array(statistics.load_statistics().lengths)
-    assert np.abs(shares - true).max() <= statistics.EVEN_LENGTH_SHARE
+    for position in (1, 2):
+        digits = [int(number[position]) for number in numbers if len(number) > position and len(number) < 5]
+        expected = (0.6 * np.array(true["digits"][position]) + 0.4 / 10) * len(digits)
+        counted = np.bincount(digits, minlength=10)
+        assert (((counted - expected) ** 2) / expected).sum() < 33.7  # nine degrees of freedom
     # Ones lead most often in the streets, zeros hardly ever.
     leading = np.bincount([int(number[0]) for number in numbers], minlength=10)
     assert leading.argmax() == 1
     assert leading.argmin() == 0
+
+
+def test_values_are_drawn_by_their_quantiles() -> None:
+    """A piecewise even distribution: a tenth of the draws between neighbouring quantiles, the outermost 1 % cut off."""
+    rng = np.random.default_rng(2)
+    quantiles = [0.0, 1.0, 1.5, 4.0, 4.0, 5.0, 9.0, 10.0, 20.0, 21.0, 100.0]
+    drawn = np.array([statistics.draw(quantiles, rng) for _ in range(20_000)])
+    assert drawn.min() >= 0.1
+    assert drawn.max() <= 21 + 0.9 * 79
+    below = [(drawn <= value).mean() for value in (1.0, 1.5, 3.9999, 4.0, 5.0, 9.0, 10.0, 20.0, 21.0)]
+    wanted = (np.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]) - 0.01) / 0.98
+    np.testing.assert_allclose(below, wanted, atol=0.015)
 
 
 def test_statistics_of_known_photographs() -> None:
@@ -189,3 +206,13 @@ def test_contact_sheet_shows_every_region(renderings: list[Rendering]) -> None:
         assert (cell != 96).any()
     with pytest.raises(ValueError, match="no samples"):
         contact_sheet([])
+
+
+def test_contact_sheet_leaves_room_for_what_cannot_be_shown(renderings: list[Rendering]) -> None:
+    good = renderings[0].sample
+    bad = [replace(good, image=b"no image"), replace(good, region=Region(5000, 0, 10, 10))]
+    sheet = np.asarray(contact_sheet([*bad, good], columns=3, cell=40))
+    assert (sheet[13:, :80] == 96).all()
+    assert (sheet[:13, :40] != 96).any()
+    assert (sheet[:13, 40:80] != 96).any()
+    assert (sheet[13:, 80:] != 96).any()

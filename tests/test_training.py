@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from models.data.synthetic.render import render
 from models.readers import build_reader, negative_log_likelihood
 from models.training import loop
 from models.training.collapse import signs_of_collapse
-from models.training.dataset import Steps, Views, jittered
+from models.training.dataset import DataError, Steps, Views, hold_out, jittered
 from models.training.optimiser import averaged, build_optimiser, learning_rate_factor
 from models.training.recipe import AugmentTable, OptimiserTable, Recipe, ScheduleTable, load_recipe
 from models.transformer import SpatialTransformer
@@ -68,7 +69,7 @@ precision = "bf16"
 average_decay = 0.9
 log_every = 1
 validate_every = 2
-checkpoint_every = 1
+checkpoint_every = 3
 """
 
 
@@ -151,16 +152,12 @@ def test_transformers_learn_slowly_and_vectors_do_not_decay(recipe: Recipe) -> N
         for group in build_optimiser(reader, table).param_groups
         for parameter in group["params"]
     }
-    slow = {
-        id(parameter)
-        for module in reader.modules()
-        if isinstance(module, SpatialTransformer)
-        for parameter in module.parameters()
-    }
-    assert 0 < len(slow) < len(settings)
-    for parameter in reader.parameters():
-        expected = (0.05 if id(parameter) in slow else 0.5, 0.25 if parameter.ndim > 1 else 0.0)
-        assert settings[id(parameter)] == pytest.approx(expected)
+    names = [name for name, _ in reader.named_parameters()]
+    for name in ("transformer.to_theta.weight", "transformer.localisation.1.0.weight", "trunk.0.0.weight"):
+        assert name in names
+    for name, parameter in reader.named_parameters():
+        expected = (0.05 if name.startswith("transformer.") else 0.5, 0.25 if parameter.ndim > 1 else 0.0)
+        assert settings[id(parameter)] == pytest.approx(expected), name
 
 
 def test_learning_rate_schedules() -> None:
@@ -228,6 +225,8 @@ def test_a_run_that_is_stopped_gives_the_same_weights(tmp_path: Path, samples: l
         weights = run(recipe, samples, folder, ignore)
         assert weights.read_bytes() == undisturbed.read_bytes()
         assert (folder / "metrics.jsonl").read_text() == (tmp_path / "undisturbed/metrics.jsonl").read_text()
+        events = EventAccumulator(str(folder / "tensorboard")).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
 def test_sigkill_at_any_moment_changes_nothing(tmp_path: Path, samples: list[Sample], recipe_file: Path) -> None:
@@ -249,6 +248,8 @@ def test_sigkill_at_any_moment_changes_nothing(tmp_path: Path, samples: list[Sam
     subprocess.run(command("killed"), check=True, capture_output=True)
     for name in ("weights.safetensors", "metrics.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    events = EventAccumulator(str(tmp_path / "killed/tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
 def test_a_run_leaves_metrics_curves_and_pictures_of_its_boxes(
@@ -271,6 +272,33 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, samples: list[Sam
     other = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": 4})})
     with pytest.raises(loop.TrainingError, match="another recipe"):
         run(other, samples, tmp_path, ignore)
+
+
+def test_a_folder_of_other_data_is_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
+    run(recipe, samples, tmp_path, ignore)
+    for other in (replace(samples[0], label="77777"), replace(samples[0], region=None), samples[1]):
+        with pytest.raises(loop.TrainingError, match="other data"):
+            run(recipe, [other, *samples[1:]], tmp_path, ignore)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_photograph_that_does_not_decode_is_named(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, workers: int
+) -> None:
+    broken = [replace(sample, image=b"no image", source=f"{n}.png") for n, sample in enumerate(samples[:-4])]
+    with pytest.raises(DataError, match=r"^synthetic, \d+\.png: [^\n]*no image$"):
+        loop.train(recipe, broken, samples[-4:], tmp_path, workers=workers)
+
+
+def test_a_label_too_long_for_the_slots_is_named_before_training(samples: list[Sample]) -> None:
+    with pytest.raises(DataError, match="synthetic, 0/1: '123456' does not fit 5 slots"):
+        Views([samples[0], replace(samples[1], label="123456")], (32, 32), AugmentTable(), seed=0)
+
+
+def test_the_last_samples_are_held_out(samples: list[Sample]) -> None:
+    assert hold_out(iter(samples), 4) == (samples[:-4], samples[-4:])
+    with pytest.raises(DataError, match="too few"):
+        hold_out(samples[:4], 4)
 
 
 def test_an_unreadable_state_is_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
@@ -327,12 +355,17 @@ def test_signs_of_collapse(corners: list[tuple[float, float]], fault: str | None
     assert not signs_of_collapse(boxes)
 
 
-def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path) -> None:
+def test_mistakes_on_the_command_line_are_one_line(tmp_path: Path, samples: list[Sample], recipe_file: Path) -> None:
+    write_shards(samples[:3], tmp_path / "few")
+    write_shards([replace(sample, label="123456") for sample in samples], tmp_path / "long")
     for arguments, complaint in (
-        (["train", "nonsense"], "there is no recipe"),
-        (["train", "cnn-64"], "housenumber data svhn"),
+        (["nonsense"], "there is no recipe"),
+        (["cnn-64"], "housenumber data svhn"),
+        ([str(recipe_file), "--data", str(tmp_path)], "no shards"),
+        ([str(recipe_file), "--data", str(tmp_path / "few")], "too few"),
+        ([str(recipe_file), "--data", str(tmp_path / "long")], "does not fit 5 slots"),
     ):
-        result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "run")])
+        result = CliRunner().invoke(main, ["train", *arguments, "--out", str(tmp_path / "run")])
         assert result.exit_code == 2
         assert complaint in result.stderr
         assert "Traceback" not in result.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -23,7 +25,6 @@ from models.data.synthetic.fonts import FONT_PACKAGES, advice_on_few_faces, dige
 from models.data.synthetic.render import generate
 from models.data.synthetic.statistics import STATISTICS_PATH, write_statistics
 from service.cpus import usable_cpus
-from service.errors import ServiceError
 
 OUT_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which series of images.")
@@ -110,12 +111,7 @@ def preview(collection: Path | None, count: int, seed: int, processes: int, out:
             samples = islice(load_collection(collection), count)
         else:
             raise click.UsageError(f"{collection} holds no samples")
-        shown = list(bar.track(samples, count, description="images"))
-        try:
-            sheet = contact_sheet(shown)
-        except ServiceError as error:
-            raise click.UsageError(f"{collection} cannot be shown: {error}") from error
-        sheet.save(out, "PNG")
+        contact_sheet(list(bar.track(samples, count, description="images"))).save(out, "PNG")
 
 
 @data.command()
@@ -129,7 +125,7 @@ def statistics(labels: Path) -> None:
     with _users_mistakes():
         try:
             figures = write_statistics(labels, STATISTICS_PATH)
-        except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+        except (AttributeError, EOFError, KeyError, TypeError, ValueError, gzip.BadGzipFile, zlib.error) as error:
             raise click.UsageError(f"{labels} is not such a file: {error!r}") from error
     click.echo(f"{figures.numbers} numbers, and {figures.longer} of more than five digits that were left out")
 

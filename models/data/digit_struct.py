@@ -44,8 +44,8 @@ class DigitBox:
 class DigitStruct:
     """The labels of all photographs of a split; each photograph's are read when they are asked for.
 
-    h5py's low-level calls are used throughout: `extra` has 202,353 photographs and some five million values,
-    each an HDF5 object of its own, and `file[reference][()]` takes several times as long for each.
+    h5py's low-level calls are used throughout: `extra` has 202,353 photographs and some 2.7 million values,
+    each an HDF5 object of its own, and `file[reference][()]` takes about three times as long.
     """
 
     def __init__(self, path: Path) -> None:

@@ -65,15 +65,18 @@ def evaluate(
     with progress_bar() as bar:
         outcomes, misread = _read(Reader(engine, batch_size), bar.track(samples, total, description="images"))
     report = Report.of(outcomes)
+    # Printed first: files that cannot be written must not cost the user the figures.
+    Console().print(_table(report))
+    for outcome in report.errors:
+        if outcome.error:
+            click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
     if json_out:
         described = {"file": model.name, "sha256": engine.sha256, "provider": engine.provider}
         json_out.write_text(json.dumps({"model": described, **report.to_json()}, indent=1) + "\n")
     if errors_out and misread:
         contact_sheet(misread).save(errors_out, "PNG")
-    Console().print(_table(report))
-    for outcome in report.errors:
-        if outcome.error:
-            click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
+    elif errors_out:
+        click.echo(f"nothing was misread: {errors_out} is not written", err=True)
 
 
 def _engine(model: Path, provider: Provider) -> Engine:

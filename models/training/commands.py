@@ -1,6 +1,8 @@
 """`housenumber train`."""
 
 import logging
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -8,11 +10,12 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from models.data.progress import progress_bar
-from models.data.shards import ShardError, is_complete, write_shards
+from models.data.sample import Sample
+from models.data.shards import ShardError, count_rows, is_complete, read_shards, write_shards
 from models.data.synthetic.fonts import advice_on_few_faces
 from models.data.synthetic.render import generate
 from models.training import loop
-from models.training.dataset import load_samples
+from models.training.dataset import DataError, hold_out
 from models.training.recipe import Recipe, RecipeError, load_recipe
 from service.cpus import usable_cpus
 
@@ -40,7 +43,7 @@ def train(recipe: str, data: tuple[Path, ...], out: Path | None, steps: int | No
         plan = load_recipe(recipe, steps)
         folder = out or Path("runs") / Path(recipe).stem
         paths = data or (_synthetic_shards(plan),)
-        training, held_out = load_samples(paths, plan.data.validation)
+        training, held_out = hold_out(_loaded(paths), plan.data.validation)
         with progress_bar() as bar:
             task = bar.add_task("training", total=plan.schedule.steps)
 
@@ -51,11 +54,19 @@ def train(recipe: str, data: tuple[Path, ...], out: Path | None, steps: int | No
                 bar.update(task, completed=progress.step, description=doing)
 
             weights = loop.train(plan, training, held_out, folder, workers=workers, report=report)
-    except (RecipeError, ShardError, ValueError) as error:
+    except (RecipeError, ShardError, DataError) as error:
         raise click.UsageError(str(error)) from error
     except loop.TrainingError as error:
         raise click.ClickException(str(error)) from error
     click.echo(weights)
+
+
+def _loaded(paths: Sequence[Path]) -> list[Sample]:
+    """All samples of the shards. Raises ShardError for a path that holds no complete shards."""
+    total = sum(count_rows(path) for path in paths)
+    with progress_bar() as bar:
+        samples = chain.from_iterable(read_shards(path) for path in paths)
+        return list(bar.track(samples, total, description="loading"))
 
 
 def _synthetic_shards(plan: Recipe) -> Path:

@@ -4,8 +4,8 @@ Everything random is drawn from (seed, epoch, index), never from a state that go
 step sees exactly what it would have seen there.
 """
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -16,12 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from models.data.sample import MAX_PIXELS, Sample
-from models.data.shards import read_shards
 from models.readers import SLOTS
 from models.training.recipe import AugmentTable
 from service.decoding import pack
+from service.errors import ServiceError
 from service.geometry import Region
 from service.imaging import Photo
+
+
+class DataError(Exception):
+    """Samples that cannot be trained on; the message says which and why, in one line."""
 
 
 class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64]]]):
@@ -34,8 +38,12 @@ class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64]]]):
             size: (height, width) of a view in pixels.
             augment: what is done to each view; `AugmentTable()` does nothing.
             seed: of the augmentation.
+
+        Raises:
+            DataError: a label that the five slots cannot hold. Later, on access: a photograph that does not decode.
         """
         self.samples = samples
+        self.targets = [_target(sample) for sample in samples]
         self.size = size
         self.augment = augment
         self.seed = seed
@@ -47,11 +55,20 @@ class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64]]]):
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         sample = self.samples[index]
-        photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-        whole = Region.whole(photo.width, photo.height)
-        region = jittered(sample.region or whole, self.augment, rng).clipped(photo.width, photo.height)
-        view = photo.views([region], self.size)[0].pixels
-        return repainted(view, self.augment, rng), np.array(pack(sample.label, SLOTS), dtype=np.int64)
+        try:
+            photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
+            region = jittered(sample.region or photo.whole, self.augment, rng).clipped(photo.width, photo.height)
+            view = photo.views([region], self.size)[0].pixels
+        except ServiceError as error:
+            raise DataError(f"{sample.collection}, {sample.source}: {error}") from error
+        return repainted(view, self.augment, rng), np.array(self.targets[index], dtype=np.int64)
+
+
+def _target(sample: Sample) -> list[int]:
+    try:
+        return pack(sample.label, SLOTS)
+    except ValueError as error:
+        raise DataError(f"{sample.collection}, {sample.source}: {error}") from error
 
 
 def jittered(region: Region, augment: AugmentTable, rng: np.random.Generator) -> Region:
@@ -111,14 +128,22 @@ def collate(rows: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tupl
     return torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(targets))
 
 
-def load_samples(paths: Sequence[Path], validation: int) -> tuple[list[Sample], list[Sample]]:
-    """All samples of the shards, and the last `validation` of them, held out.
+def hold_out(samples: Iterable[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
+    """All samples but the last `count`, and the last `count`, which are for validation.
 
     Raises:
-        ShardError: a path that holds no complete shards.
-        ValueError: fewer samples than are to be held out.
+        DataError: nothing would be left to train on.
     """
-    samples = [sample for path in paths for sample in read_shards(path)]
-    if len(samples) <= validation:
-        raise ValueError(f"{len(samples)} samples are too few to hold out {validation} for validation")
-    return samples[:-validation], samples[-validation:]
+    everything = list(samples)
+    if len(everything) <= count:
+        raise DataError(f"{len(everything)} samples are too few to hold out {count} for validation")
+    return everything[:-count], everything[-count:]
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """Hexadecimal SHA-256 of images, labels and regions, in their order."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((len(sample.image), sample.label, sample.region)).encode())
+        digest.update(sample.image)
+    return digest.hexdigest()

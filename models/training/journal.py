@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch.utils.tensorboard import SummaryWriter
 
+from models.data.shards import write_text
+
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
 
@@ -27,8 +29,8 @@ class Journal:
         """
         self.path = folder / METRICS
         kept = [row for row in read_metrics(self.path) if row["step"] <= start]
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start else None)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
     def scalars(self, step: int, **values: float) -> None:
         """One row: values after `step` steps."""
@@ -40,6 +42,10 @@ class Journal:
     def image(self, step: int, name: str, pixels: NDArray[np.uint8]) -> None:
         """A picture, uint8 `[H, W, 3]`."""
         self.board.add_image(name, pixels, step, dataformats="HWC")
+
+    def flush(self) -> None:
+        """Put on disk what TensorBoard holds back: to be called before a state from which a run may go on."""
+        self.board.flush()
 
     def close(self) -> None:
         """Write what is still held back."""

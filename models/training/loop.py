@@ -1,11 +1,12 @@
 """The training loop: from a recipe and samples to finished weights, resumable at any moment."""
 
 import logging
+import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from models.checkpoint import save_reader
 from models.data.sample import Sample
 from models.readers import ReaderSpec, build_reader, negative_log_likelihood
 from models.training.collapse import signs_of_collapse
-from models.training.dataset import Steps, Views, collate
+from models.training.dataset import DataError, Steps, Views, collate, fingerprint
 from models.training.journal import Journal, draw_curves
 from models.training.optimiser import averaged, build_optimiser, learning_rate_factor, set_learning_rate
 from models.training.recipe import AugmentTable, Recipe
@@ -38,6 +39,57 @@ class Progress:
     step: int
     loss: float
     accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run is (its recipe and the fingerprint of its data), and all that changes from step to step."""
+
+    recipe: Recipe
+    data_sha256: str
+    reader: nn.Module
+    optimiser: torch.optim.Optimizer
+    average: nn.Module
+
+    def save(self, path: Path, step: int) -> None:
+        """Write everything that a resume after `step` steps needs, whole or not at all."""
+        unfinished = path.with_suffix(".tmp")
+        torch.save(
+            {
+                "recipe_sha256": self.recipe.digest,
+                "data_sha256": self.data_sha256,
+                "step": step,
+                "reader": self.reader.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "average": self.average.state_dict(),
+            },
+            unfinished,
+        )
+        unfinished.replace(path)
+
+    def resume(self, path: Path) -> int:
+        """Load the state at `path` if there is one; the number of steps already done.
+
+        Raises:
+            TrainingError: it cannot be read, or is that of another recipe or of other data.
+        """
+        if not path.exists():
+            return 0
+        try:
+            # To the CPU: loading a state puts each tensor where it belongs.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
+            raise TrainingError(f"{path} cannot be read ({error}); remove it to start again") from error
+        if state["recipe_sha256"] != self.recipe.digest:
+            raise TrainingError(f"{path.parent} holds a run of another recipe; choose another folder or remove it")
+        if state["data_sha256"] != self.data_sha256:
+            raise TrainingError(f"{path.parent} holds a run on other data; choose another folder or remove it")
+        self.reader.load_state_dict(state["reader"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.average.load_state_dict(state["average"])
+        step: int = state["step"]
+        log.info("going on from step %d", step)
+        return step
 
 
 def train(
@@ -66,7 +118,8 @@ def train(
         The path of the finished weights: the average of the weights, if the recipe asks for one.
 
     Raises:
-        TrainingError: the folder holds a run of another recipe, or the loss is no longer a number.
+        TrainingError: the folder holds a run of another recipe or on other data, or the loss is no longer a number.
+        DataError: a sample that cannot be trained on.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,39 +127,44 @@ def train(
     reader = build_reader(recipe.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = build_optimiser(reader, recipe.optimiser)
     average = averaged(reader, recipe.run.average_decay)
-    start = _resume(folder / STATE, recipe, reader, optimiser, average, device)
-    journal = Journal(folder, start)
+    run = Run(recipe, fingerprint(training), reader, optimiser, average)
+    start = run.resume(folder / STATE)
     views, targets = _held_out_tensors(held_out, recipe)
 
     accuracy: float | None = None
     steps = recipe.schedule.steps
-    for step, (images, wanted) in enumerate(_batches(training, recipe, start, workers), start):
-        loss = _step(reader, optimiser, recipe, step, images.to(device), wanted.to(device))
-        average.update_parameters(reader)
-        done = step + 1
-        if done % recipe.run.log_every == 0 or done == steps:
-            value = float(loss)
-            if not value < float("inf"):
-                raise TrainingError(f"the loss is {value} at step {done}: lower the learning rate or clip the gradient")
-            factor = learning_rate_factor(step, recipe.schedule)
-            journal.scalars(done, train_loss=value, train_learning_rate=recipe.optimiser.learning_rate * factor)
-        if done % recipe.run.validate_every == 0 or done == steps:
-            result = validate(average.module, views, targets, device)
-            accuracy = result.accuracy
-            journal.scalars(done, validation_loss=result.loss, validation_accuracy=accuracy)
-            journal.image(done, "boxes", picture_of_boxes(average.module, views, device))
-            for fault in signs_of_collapse(result.boxes):
-                log.warning("step %d: %s", done, fault)
-        if done % recipe.run.checkpoint_every == 0 or done == steps:
-            _save_state(folder / STATE, recipe, done, reader, optimiser, average)
-        report(Progress(done, float(loss), accuracy))
-    journal.close()
+    with closing(Journal(folder, start)) as journal:
+        for step, (images, wanted) in enumerate(_batches(training, recipe, start, workers), start):
+            loss = _step(reader, optimiser, recipe, step, images.to(device), wanted.to(device))
+            average.update_parameters(reader)
+            done = step + 1
+            if not math.isfinite(loss):
+                raise TrainingError(f"the loss is {loss} at step {done}: lower the learning rate or clip the gradient")
+            if done % recipe.run.log_every == 0 or done == steps:
+                factor = learning_rate_factor(step, recipe.schedule)
+                journal.scalars(done, train_loss=loss, train_learning_rate=recipe.optimiser.learning_rate * factor)
+            if done % recipe.run.validate_every == 0 or done == steps:
+                result = validate(average.module, views, targets, device)
+                accuracy = result.accuracy
+                journal.scalars(done, validation_loss=result.loss, validation_accuracy=accuracy)
+                journal.image(done, "boxes", picture_of_boxes(average.module, views, device))
+                for fault in signs_of_collapse(result.boxes):
+                    log.warning("step %d: %s", done, fault)
+            if done % recipe.run.checkpoint_every == 0 or done == steps:
+                journal.flush()
+                run.save(folder / STATE, done)
+            report(Progress(done, loss, accuracy))
     draw_curves(folder)
     spec = ReaderSpec(
         recipe.reader.name,
         recipe.reader.input_height,
         recipe.reader.input_width,
-        {"recipe": recipe.model_dump(mode="json"), "recipe_sha256": recipe.digest, "samples": len(training)},
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "recipe_sha256": recipe.digest,
+            "samples": len(training),
+            "data_sha256": run.data_sha256,
+        },
     )
     save_reader(folder / WEIGHTS, average.module, spec)
     return folder / WEIGHTS
@@ -114,8 +172,8 @@ def train(
 
 def _step(
     reader: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, step: int, images: Tensor, targets: Tensor
-) -> Tensor:
-    """One step on uint8 `[N, H, W, 3]` and int64 `[N, 5]`; the loss, detached."""
+) -> float:
+    """One step on uint8 `[N, H, W, 3]` and int64 `[N, 5]`; the loss."""
     # Dropout draws from the step's own seed: nothing random has to be carried over a resume.
     torch.manual_seed(recipe.run.seed << 32 | step)
     reader.train()
@@ -129,16 +187,20 @@ def _step(
     if recipe.optimiser.clip_norm:
         nn.utils.clip_grad_norm_(reader.parameters(), recipe.optimiser.clip_norm)
     optimiser.step()
-    return loss.detach()
+    return float(loss.detach())
 
 
-def _batches(training: Sequence[Sample], recipe: Recipe, start: int, workers: int) -> DataLoader[Any]:
-    """Batches of the steps from `start` on, made by `workers` processes."""
+def _batches(training: Sequence[Sample], recipe: Recipe, start: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the steps from `start` on (see `collate`), made by `workers` processes."""
     size = (recipe.reader.input_height, recipe.reader.input_width)
     views = Views(training, size, recipe.augment, recipe.run.seed)
     schedule = recipe.schedule
     order = Steps(len(training), schedule.batch_size, recipe.run.seed, start, schedule.steps)
-    return DataLoader(views, batch_sampler=order, collate_fn=collate, num_workers=workers)
+    try:
+        yield from DataLoader(views, batch_sampler=order, collate_fn=collate, num_workers=workers)
+    except DataError as error:
+        # From a worker the message comes at the end of a stack trace.
+        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
 
 
 def _held_out_tensors(held_out: Sequence[Sample], recipe: Recipe) -> tuple[Tensor, Tensor]:
@@ -146,51 +208,3 @@ def _held_out_tensors(held_out: Sequence[Sample], recipe: Recipe) -> tuple[Tenso
     size = (recipe.reader.input_height, recipe.reader.input_width)
     views = Views(held_out, size, AugmentTable(), recipe.run.seed)
     return collate([views[0, index] for index in range(len(views))])
-
-
-def _save_state(
-    path: Path,
-    recipe: Recipe,
-    step: int,
-    reader: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: nn.Module,
-) -> None:
-    """Everything that a resume needs, whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    torch.save(
-        {
-            "recipe_sha256": recipe.digest,
-            "step": step,
-            "reader": reader.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "average": average.state_dict(),
-        },
-        unfinished,
-    )
-    unfinished.replace(path)
-
-
-def _resume(
-    path: Path,
-    recipe: Recipe,
-    reader: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    average: nn.Module,
-    device: torch.device,
-) -> int:
-    """Load the state if there is one; the number of steps already done."""
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
-        raise TrainingError(f"{path} cannot be read ({error}); remove it to start again") from error
-    if state["recipe_sha256"] != recipe.digest:
-        raise TrainingError(f"{path.parent} holds a run of another recipe; choose another folder or remove it")
-    reader.load_state_dict(state["reader"])
-    optimiser.load_state_dict(state["optimiser"])
-    average.load_state_dict(state["average"])
-    step: int = state["step"]
-    log.info("going on from step %d", step)
-    return step

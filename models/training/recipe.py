@@ -5,14 +5,16 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from models.readers import ReaderSpec
+from models.readers import ReaderSpec, build_reader
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class RecipeError(Exception):
@@ -39,7 +41,7 @@ class DataTable(_Table):
     """
 
     synthetic_count: int = Field(0, ge=0)
-    synthetic_seed: int = 0
+    synthetic_seed: Seed = 0
     validation: int = Field(2000, gt=0)
 
 
@@ -48,8 +50,8 @@ class AugmentTable(_Table):
 
     region_scale: Annotated[float, Field(ge=1)] = 1.0
     """Each side of the region is scaled by a factor between 1 / this and this."""
-    region_shift: Share = 0.0
-    """The region is moved by up to this share of its size."""
+    region_shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """The region is moved by up to this share of its size; further, and it could leave the image."""
     invert: Share = 0.0
     """Share of the views whose intensities are turned round: dark digits become bright ones."""
     contrast: Share = 0.0
@@ -66,7 +68,7 @@ class OptimiserTable(_Table):
     name: Literal["adamw", "sgd"]
     learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    momentum: Share = 0.9
+    momentum: float = Field(0.9, ge=0, lt=1)
     """Of SGD; the first beta of AdamW."""
     localisation_factor: float = Field(0.1, gt=0)
     """The transformers' learning rate is this times the network's (STN paper, appendix A.2)."""
@@ -82,13 +84,13 @@ class ScheduleTable(_Table):
     batch_size: int = Field(gt=0)
     warmup_steps: int = Field(0, ge=0)
     step_every: int = Field(0, ge=0)
-    """For `step`: the learning rate is divided by 10 every this many steps."""
+    """For `step`: the learning rate is divided by 10 every this many steps; 0: never."""
 
 
 class RunTable(_Table):
     """`[run]`: precision, averaging, and how often what is written."""
 
-    seed: int = 0
+    seed: Seed = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     average_decay: float = Field(0.0, ge=0, lt=1)
     """Exponential moving average of the weights; 0 keeps the last weights."""
@@ -126,20 +128,24 @@ def load_recipe(name: str, steps: int | None = None) -> Recipe:
         steps: replaces the recipe's own number of steps.
 
     Raises:
-        RecipeError: no such recipe, no TOML, or a value that is missing, unknown or out of range.
+        RecipeError: no such recipe, no TOML, a value that is missing, unknown or out of range, or a reader that
+            does not exist or cannot take the input.
     """
     path = Path(name) if name.endswith(".toml") else RECIPES / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.toml")))
         raise RecipeError(f"there is no recipe {name!r}: give the path of a .toml file or one of {shipped}")
     try:
-        values = tomllib.loads(path.read_text())
-        if steps is not None:
-            values.setdefault("schedule", {})["steps"] = steps
-        return Recipe.model_validate(values)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"{path}: {error}") from error
+        recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        # Without storage: only whether there is such a reader. Data are made before it is needed.
+        with torch.device("meta"):
+            build_reader(recipe.spec)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{path}: {where}: {first['msg']}") from error
+    except ValueError as error:  # not TOML, not UTF-8, no such reader
+        raise RecipeError(f"{path}: {error}") from error
+    if steps is None:
+        return recipe
+    return recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": steps})})

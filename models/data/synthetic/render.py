@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -124,5 +125,11 @@ def generate(
         yield from map(job, indices)
         return
     # "spawn": a fork of a process that runs threads (torch's, ours) may hang.
-    with multiprocessing.get_context("spawn").Pool(processes, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes, initializer=_start_worker) as pool:
         yield from pool.imap(job, indices, chunksize=32)
+
+
+def _start_worker() -> None:
+    cv2.setNumThreads(1)
+    # Ctrl-C reaches all processes; the parent ends this one, which would only print a stack trace.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

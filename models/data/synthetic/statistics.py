@@ -52,7 +52,10 @@ class Statistics:
 def derive_statistics(annotations: Mapping[str, Mapping[str, Sequence[float]]]) -> Statistics:
     """The figures of photographs given as name -> {label, left, top, width, height}, one entry per digit.
 
-    Labels are SVHN's own: 10 stands for the digit 0. Raises ValueError when there is no number at all.
+    Labels are SVHN's own: 10 stands for the digit 0. Boxes are in pixels, y downwards.
+
+    Raises KeyError for a photograph without one of the five, ValueError for one without digits or with fields of
+    different lengths, or when there is no number at all.
     """
     lengths = np.zeros(LONGEST)
     digits = np.zeros((LONGEST, 10))
@@ -65,6 +68,8 @@ def derive_statistics(annotations: Mapping[str, Mapping[str, Sequence[float]]]) 
         left, top, width, height = (
             np.asarray(photograph[key], np.float64) for key in ("left", "top", "width", "height")
         )
+        if not len(photograph["label"]) == len(left) == len(top) == len(width) == len(height) > 0:
+            raise ValueError("a photograph without digits, or with fields of different lengths")
         if len(left) > LONGEST:
             longer += 1
             continue
