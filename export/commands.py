@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,31 @@ def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -
     return value
 
 
+def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    # click's FloatRange lets NaN through.
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _onnx(context: click.Context, parameter: click.Parameter, value: Path) -> Path:
+    # Whatever is there is replaced: a checkpoint given by mistake would be lost.
+    if value.suffix != ".onnx":
+        raise click.BadParameter(f"{value} does not end in .onnx")
+    return value
+
+
 _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("export")
 @click.argument("checkpoint", type=_FILE)
 @click.option(
-    "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="The .onnx file to write."
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_onnx,
+    help="The .onnx file to write.",
 )
 @click.option(
     "--name",
@@ -43,6 +62,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.FloatRange(0, 1),
     default=0.5,
     show_default=True,
+    callback=_finite,
     help="Confidence from which a reading is accepted.",
 )
 @click.option(
@@ -50,6 +70,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
+    callback=_finite,
     help="What the logits are divided by (calibration).",
 )
 @click.option(

@@ -75,6 +75,8 @@ def verify(artifact: bytes, weights: Path, on_start: Callable[[str], object] = l
             checks.append(Check(name, True, check(candidate)))
         except (VerificationError, ParityError, ArtifactError, CheckpointError, OSError) as error:
             checks.append(Check(name, False, str(error)))
+        except Exception as error:  # A graph that no check foresaw must not get past the gate, nor break it.
+            checks.append(Check(name, False, f"{type(error).__name__}: {' '.join(str(error).split())}"))
     return checks
 
 

@@ -174,6 +174,7 @@ FAULTS: dict[str, tuple[Fault, str, str]] = {
     "size other than promised": (_metadata(input_width=128), "interface", "[N, 64, 128, 3]"),
     "boxes other than promised": (_metadata(transformers=2), "interface", "[N, 2, 4, 2]"),
     "nearest": (_sampling("mode", "nearest"), "sampling", "nearest"),
+    "mode of another type": (_sampling("mode", 3), "sampling", "AttributeError"),
     "border": (_sampling("padding_mode", "border"), "sampling", "border"),
     "corners aligned": (_sampling("align_corners", 1), "sampling", "'zeros', 1"),
     "transformers other than promised": (_metadata(transformers=0), "sampling", "1 GridSample nodes for 0"),

@@ -207,6 +207,23 @@ def test_command_writes_table_json_and_contact_sheet(artifact: Path, collection:
         assert sheet.format == "PNG"
 
 
+def test_figures_are_shown_even_where_files_cannot_be_written(artifact: Path, collection: Path, tmp_path: Path) -> None:
+    for option in ("--json", "--errors"):
+        result = evaluate(artifact, collection, "--provider", "cpu", option, tmp_path / "no" / "file")
+        assert result.exit_code == 1
+        assert "plates" in result.stdout
+        assert result.stderr.splitlines()[-1].startswith("Error: ")
+        assert "Traceback" not in result.stderr
+
+
+def test_without_errors_there_is_no_contact_sheet(artifact: Path, tmp_path: Path) -> None:
+    write_shards([sample("12", "12")], tmp_path / "shards")
+    result = evaluate(artifact, tmp_path / "shards", "--provider", "cpu", "--errors", tmp_path / "errors.png")
+    assert result.exit_code == 0
+    assert "nothing was misread" in result.stderr
+    assert not (tmp_path / "errors.png").exists()
+
+
 def test_several_collections_are_evaluated_together(artifact: Path, collection: Path, tmp_path: Path) -> None:
     """Shards, and a directory with labels.jsonl."""
     (tmp_path / "labels.jsonl").write_text(json.dumps({"file": "1.png", "label": "5", "collection": "mine"}))

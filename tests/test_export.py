@@ -178,12 +178,28 @@ class TestRefusals:
         assert "figures.json is not" in output
 
     @pytest.mark.parametrize(
-        ("option", "value"), [("--threshold", "1.5"), ("--temperature", "0"), ("--temperature", "warm"), ("--name", "")]
+        ("option", "value"),
+        [
+            ("--threshold", "1.5"),
+            ("--threshold", "nan"),
+            ("--temperature", "0"),
+            ("--temperature", "nan"),
+            ("--temperature", "inf"),
+            ("--temperature", "warm"),
+            ("--name", ""),
+        ],
     )
     def test_options_that_make_no_sense(self, option: str, value: str, checkpoint: Path, tmp_path: Path) -> None:
         code, output = self.run(checkpoint, "--output", tmp_path / "reader.onnx", option, value)
         assert code == 2
         assert option in output
+
+    def test_a_checkpoint_is_not_replaced_by_its_artifact(self, checkpoint: Path) -> None:
+        before = checkpoint.read_bytes()
+        code, output = self.run(checkpoint, "--output", checkpoint)
+        assert code == 2
+        assert "does not end in .onnx" in output
+        assert checkpoint.read_bytes() == before
 
     def test_a_place_that_cannot_be_written(
         self, artifact: bytes, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
