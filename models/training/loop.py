@@ -80,9 +80,9 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (RuntimeError, pickle.UnpicklingError, EOFError) as error:
             raise TrainingError(f"{path} cannot be read ({error}); remove it to start again") from error
-        if state["recipe_sha256"] != self.recipe.digest:
+        if state.get("recipe_sha256") != self.recipe.digest:
             raise TrainingError(f"{path.parent} holds a run of another recipe; choose another folder or remove it")
-        if state["data_sha256"] != self.data_sha256:
+        if state.get("data_sha256") != self.data_sha256:
             raise TrainingError(f"{path.parent} holds a run on other data; choose another folder or remove it")
         self.reader.load_state_dict(state["reader"])
         self.optimiser.load_state_dict(state["optimiser"])
