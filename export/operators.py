@@ -7,7 +7,7 @@ from export.graph import OPSET
 CUDA_OPERATORS = frozenset(
     {
         # Pixels in: uint8 NHWC to float NCHW, normalisation of each image.
-        *("Cast", "Transpose", "Div", "Sub", "Mul", "ReduceMean", "ReduceSum", "Pow", "Sqrt", "Clip"),
+        *("Cast", "Transpose", "Div", "Sub", "Mul", "ReduceMean", "Pow", "Sqrt", "Clip"),
         # Convolutional and connected layers.
         *("Conv", "Relu", "MaxPool", "AveragePool", "Gemm", "MatMul", "Add"),
         # Attention.

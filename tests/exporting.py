@@ -133,11 +133,11 @@ def _renamed_output(model: onnx.ModelProto) -> None:
 
 
 def _batch_of_one(model: onnx.ModelProto) -> None:
-    """A Reshape that makes one image of whatever it gets."""
+    """Reshapes that make one image of whatever they get; those to matrices hold rows of all images, and stay."""
     forms = {node.input[1] for node in model.graph.node if node.op_type == "Reshape"}
     for tensor in model.graph.initializer:
         form = numpy_helper.to_array(tensor)
-        if tensor.name in forms and form[0] == -1:
+        if tensor.name in forms and len(form) > 2 and form[0] == -1:
             tensor.CopyFrom(numpy_helper.from_array(np.where(form == -1, 1, form), tensor.name))
 
 
