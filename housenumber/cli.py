@@ -62,7 +62,7 @@ class Rooms(click.Group):
             if package not in _TRAIN_ONLY:
                 raise
             _fail(
-                f"this command needs {package}, which is not installed: pip install 'housenumber[train]'",
+                f"this command needs {package}, which is not installed: in a checkout, pip install -e '.[train]'",
                 EXIT_MISSING_EXTRA,
             )
         except OSError as error:

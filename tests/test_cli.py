@@ -207,7 +207,7 @@ def test_a_missing_extra_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPat
     command_that_raises(monkeypatch, ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     result = call("train")
     assert result.exit_code == 4
-    assert "pip install 'housenumber[train]'" in result.stderr
+    assert "pip install -e '.[train]'" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
