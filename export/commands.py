@@ -15,6 +15,7 @@ from rich.table import Table
 from export.artifact import Label, build_artifact
 from export.verify import Check, verify
 from models.checkpoint import CheckpointError
+from models.files import replacing
 
 
 def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -162,6 +163,5 @@ def _table(checks: Sequence[Check]) -> Table:
 def _write(path: Path, content: bytes) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(path.suffix + ".tmp")
-    unfinished.write_bytes(content)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)

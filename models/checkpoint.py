@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from models.files import replacing
 from models.readers import ReaderSpec, build_reader
 
 SPEC_KEY = "housenumber"
@@ -22,9 +23,8 @@ def save_reader(path: Path, reader: nn.Module, spec: ReaderSpec) -> None:
     """Write the weights of `reader`, with `spec` in the header, whole or not at all."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in reader.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(path.suffix + ".tmp")
-    unfinished.write_bytes(save(tensors, {SPEC_KEY: json.dumps(asdict(spec), sort_keys=True)}))
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(save(tensors, {SPEC_KEY: json.dumps(asdict(spec), sort_keys=True)}))
 
 
 def load_reader(path: Path) -> tuple[nn.Module, ReaderSpec]:

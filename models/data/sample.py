@@ -10,6 +10,9 @@ from service.geometry import Region
 MAX_PIXELS = 100_000_000
 """Photographs of more pixels are not decoded in preparation, training and evaluation."""
 
+MAX_DIGITS = 5
+"""Longer numbers are counted and reported, but not trained on: the readers have five slots."""
+
 FRAMING = 0.3
 """How much a number's tight box is enlarged in x and in y to give its region (Goodfellow et al. 2013)."""
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.data.sample import Sample
+from models.files import replacing, temporary_path
 from service.geometry import Region
 
 UNFINISHED = "unfinished.json"
@@ -61,7 +62,7 @@ def begin(out: Path, task: dict[str, Any], *, go_on: bool = False) -> None:
     if marker.exists():
         if (found := json.loads(marker.read_text())) != task:
             raise ShardError(f"{out} holds an unfinished run of another task: {found}; this one is {task}")
-    elif out.exists() and (not out.is_dir() or set(out.iterdir()) - {_temporary(marker)}):
+    elif out.exists() and (not out.is_dir() or set(out.iterdir()) - {temporary_path(marker)}):
         raise ShardError(f"{out} already exists and is not empty")
     else:
         out.mkdir(parents=True, exist_ok=True)
@@ -88,8 +89,10 @@ def shard_path(out: Path, index: int) -> Path:
 def write_shard(samples: Iterable[Sample], path: Path, note: dict[str, Any] | None = None) -> None:
     """Writes one shard through a temporary file; `note` (JSON values) travels in the file's metadata."""
     schema = SCHEMA.with_metadata({NOTE_KEY: json.dumps(note).encode()})
-    temporary = _temporary(path)
-    with pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=False) as writer:
+    with (
+        replacing(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="none", use_dictionary=False) as writer,
+    ):
         for rows in chunks(samples, ROWS_IN_MEMORY):
             writer.write_batch(
                 pa.record_batch(
@@ -103,7 +106,6 @@ def write_shard(samples: Iterable[Sample], path: Path, note: dict[str, Any] | No
                     schema=schema,
                 )
             )
-    temporary.replace(path)
 
 
 def read_note(path: Path) -> Any:
@@ -141,13 +143,8 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or none."""
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    temporary.replace(path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_suffix(".tmp")
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def _rows(paths: list[Path]) -> Iterator[Sample]:

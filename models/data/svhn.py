@@ -24,14 +24,13 @@ from typing import Any
 
 from models.data import shards
 from models.data.digit_struct import DigitBox, DigitStruct, LabelError, SvhnError
-from models.data.sample import MAX_PIXELS, Sample, number_region
+from models.data.sample import MAX_DIGITS, MAX_PIXELS, Sample, number_region
 from models.data.svhn_source import MissingPhotoError, Photograph, open_source, sha256
 from service.errors import ServiceError
 from service.imaging import Photo
 
 SPLITS = ("train", "test", "extra")
 ENTRIES_PER_SHARD = 2048
-MAX_DIGITS = 5
 REPORT = "report.json"
 
 Progress = Callable[[str, int, int], None]

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from models.checkpoint import save_reader
 from models.data.sample import Sample
+from models.files import replacing
 from models.readers import ReaderSpec, build_reader, negative_log_likelihood
 from models.training.collapse import signs_of_collapse
 from models.training.dataset import DataError, Steps, Views, collate, fingerprint
@@ -53,19 +54,16 @@ class Run:
 
     def save(self, path: Path, step: int) -> None:
         """Write everything that a resume after `step` steps needs, whole or not at all."""
-        unfinished = path.with_suffix(".tmp")
-        torch.save(
-            {
-                "recipe_sha256": self.recipe.digest,
-                "data_sha256": self.data_sha256,
-                "step": step,
-                "reader": self.reader.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "average": self.average.state_dict(),
-            },
-            unfinished,
-        )
-        unfinished.replace(path)
+        state = {
+            "recipe_sha256": self.recipe.digest,
+            "data_sha256": self.data_sha256,
+            "step": step,
+            "reader": self.reader.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state_dict(),
+        }
+        with replacing(path) as unfinished:
+            torch.save(state, unfinished)
 
     def resume(self, path: Path) -> int:
         """Load the state at `path` if there is one; the number of steps already done.

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from models.data.sample import MAX_DIGITS
+
 STATISTICS_PATH = Path(__file__).with_name("statistics.json")
-LONGEST = 5
 QUANTILES = 41
 
 # Shares of numbers whose length, or digits, are drawn evenly instead of by the statistics. By the
@@ -57,8 +58,8 @@ def derive_statistics(annotations: Mapping[str, Mapping[str, Sequence[float]]]) 
     Raises KeyError for a photograph without one of the five, ValueError for one without digits or with fields of
     different lengths, or when there is no number at all.
     """
-    lengths = np.zeros(LONGEST)
-    digits = np.zeros((LONGEST, 10))
+    lengths = np.zeros(MAX_DIGITS)
+    digits = np.zeros((MAX_DIGITS, 10))
     aspects: list[float] = []
     gaps: list[float] = []
     tilts: list[float] = []
@@ -70,7 +71,7 @@ def derive_statistics(annotations: Mapping[str, Mapping[str, Sequence[float]]]) 
         )
         if not len(photograph["label"]) == len(left) == len(top) == len(width) == len(height) > 0:
             raise ValueError("a photograph without digits, or with fields of different lengths")
-        if len(left) > LONGEST:
+        if len(left) > MAX_DIGITS:
             longer += 1
             continue
         lengths[len(left) - 1] += 1
@@ -125,18 +126,18 @@ def draw(quantiles: Sequence[float], rng: np.random.Generator) -> float:
 def length_shares() -> NDArray[np.float64]:
     """Shares of drawn numbers with 1 to 5 digits, [5]: the statistics with the even share mixed in."""
     true = np.asarray(load_statistics().lengths)
-    return np.asarray((1 - EVEN_LENGTH_SHARE) * true / true.sum() + EVEN_LENGTH_SHARE / LONGEST)
+    return np.asarray((1 - EVEN_LENGTH_SHARE) * true / true.sum() + EVEN_LENGTH_SHARE / MAX_DIGITS)
 
 
 def draw_number(rng: np.random.Generator) -> str:
     """A number of one to five digits; lengths and digits as in the statistics, evened out a little."""
-    length = int(rng.choice(LONGEST, p=length_shares())) + 1
+    length = int(rng.choice(MAX_DIGITS, p=length_shares())) + 1
     number = ""
     even = rng.random() < EVEN_DIGITS_SHARE
     for position in range(length):
         true = np.asarray(load_statistics().digits[position])
         # Numbers of five digits are so few that their last digit has no statistics worth the name.
-        shares = np.full(10, 0.1) if even or position == LONGEST - 1 else true / true.sum()
+        shares = np.full(10, 0.1) if even or position == MAX_DIGITS - 1 else true / true.sum()
         number += str(rng.choice(10, p=shares))
     # Houses hardly ever have a leading zero; rooms and flats do.
     if number[0] == "0" and rng.random() < 0.7:
