@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.data import shards
-from models.data.sample import Sample, number_region
+from models.data.sample import Sample, number_region, tight_box
 from models.data.shards import ShardError, count_rows, read_shards, write_shards
 from service.geometry import Region
 
@@ -23,6 +23,7 @@ samples_of_any_kind = st.builds(
     region=st.none() | st.builds(Region, coordinates, coordinates, coordinates, coordinates),
     source=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
     collection=st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+    number_box=st.none() | st.builds(Region, coordinates, coordinates, coordinates, coordinates),
 )
 
 
@@ -49,11 +50,18 @@ def test_rows_are_split_into_shards_and_a_single_shard_can_be_read(tmp_path: Pat
 
 
 def test_columns_are_the_documented_ones_and_nothing_is_compressed(tmp_path: Path) -> None:
-    write_shards([Sample(b"x" * 5000, "7", Region(1, 2, 3, 4), "a", "b")], tmp_path)
+    write_shards([Sample(b"x" * 5000, "7", Region(1, 2, 3, 4), "a", "b", Region(2, 3, 1, 2))], tmp_path)
     file = pq.read_metadata(tmp_path / "shard-00000.parquet")
     table = pq.read_table(tmp_path / "shard-00000.parquet")
     assert table.to_pylist() == [
-        {"image": b"x" * 5000, "label": "7", "region": [1.0, 2.0, 3.0, 4.0], "source": "a", "collection": "b"}
+        {
+            "image": b"x" * 5000,
+            "label": "7",
+            "region": [1.0, 2.0, 3.0, 4.0],
+            "source": "a",
+            "collection": "b",
+            "number_box": [2.0, 3.0, 1.0, 2.0],
+        }
     ]
     assert {file.row_group(0).column(i).compression for i in range(file.num_columns)} == {"UNCOMPRESSED"}
 
@@ -142,5 +150,5 @@ def test_other_parquet_files_and_empty_directories_are_refused(tmp_path: Path) -
 
 def test_the_region_of_a_number_is_its_tight_box_enlarged_by_30_percent_and_clipped() -> None:
     boxes = [(20.0, 30.0, 10.0, 20.0), (32.0, 26.0, 8.0, 20.0)]  # together 20..40 x 26..50
-    assert astuple(number_region(boxes, 100, 100)) == pytest.approx((17, 22.4, 26, 31.2))
-    assert astuple(number_region(boxes, 40, 50)) == pytest.approx((17, 22.4, 23, 27.6))
+    assert astuple(number_region(tight_box(boxes), 100, 100)) == pytest.approx((17, 22.4, 26, 31.2))
+    assert astuple(number_region(tight_box(boxes), 40, 50)) == pytest.approx((17, 22.4, 23, 27.6))

@@ -23,7 +23,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from models.data.sample import MAX_PIXELS, Sample, number_region
+from models.data.sample import MAX_PIXELS, Sample, number_region, tight_box
 from models.data.shards import count_rows, read_shards
 from service.errors import ServiceError
 from service.geometry import Region
@@ -90,21 +90,21 @@ def _rows(directory: Path) -> list[_Row]:
 
 def _sample(directory: Path, row: _Row) -> Sample:
     image = (directory / row.file).read_bytes()
-    return Sample(image, row.label, _region(row, image), row.file, row.collection)
+    number_box = _number_box(row)
+    region = None if number_box is None or row.framing in FRAMED else _region(number_box, image)
+    return Sample(image, row.label, region, row.file, row.collection, number_box)
 
 
-def _region(row: _Row, image: bytes) -> Region | None:
+def _number_box(row: _Row) -> Region | None:
     if row.number_box_xyxy is not None:
         left, top, right, bottom = row.number_box_xyxy
-        boxes = [(left, top, right - left, bottom - top)]
-    elif row.digit_boxes is not None:
-        boxes = row.digit_boxes
-    else:
-        return None
-    if row.framing in FRAMED:
-        return None
+        return Region(left, top, right - left, bottom - top)
+    return None if row.digit_boxes is None else tight_box(row.digit_boxes)
+
+
+def _region(number_box: Region, image: bytes) -> Region | None:
     try:
         photo = Photo.open(image, max_pixels=MAX_PIXELS)
     except ServiceError:
         return None  # whoever decodes the photograph meets the same error, and reports it
-    return number_region(boxes, photo.width, photo.height)
+    return number_region(number_box, photo.width, photo.height)

@@ -27,6 +27,8 @@ class Sample:
         None means the whole image.
     source: what names the photograph within its collection, such as "train/1.png".
     collection: the collection that results are reported under, such as "svhn-train".
+    number_box: the tight box of the digits, in the same pixels as the region; None where it is not known or there is
+        no number.
     """
 
     image: bytes
@@ -34,17 +36,19 @@ class Sample:
     region: Region | None
     source: str
     collection: str
+    number_box: Region | None = None
 
 
-def number_region(
-    boxes: Iterable[tuple[float, float, float, float]], image_width: float, image_height: float
-) -> Region:
-    """Where to look for a number: the tight box around all `boxes`, enlarged by 30 %, clipped to the image.
-
-    boxes: left, top, width, height of each digit, or of the number, in pixels of the upright image; at least one.
-    The region has no width or no height when the boxes lie outside the image.
-    """
+def tight_box(boxes: Iterable[tuple[float, float, float, float]]) -> Region:
+    """The smallest box around all `boxes`: left, top, width, height in pixels; at least one."""
     lefts, tops, rights, bottoms = zip(*((x, y, x + w, y + h) for x, y, w, h in boxes), strict=True)
     left, top = min(lefts), min(tops)
-    tight = Region(left, top, max(rights) - left, max(bottoms) - top)
-    return tight.enlarged(FRAMING).clipped(image_width, image_height)
+    return Region(left, top, max(rights) - left, max(bottoms) - top)
+
+
+def number_region(number_box: Region, image_width: float, image_height: float) -> Region:
+    """Where to look for a number: its box enlarged by 30 %, clipped to the image, all in pixels.
+
+    The region has no width or no height when the box lies outside the image.
+    """
+    return number_box.enlarged(FRAMING).clipped(image_width, image_height)

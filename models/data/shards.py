@@ -2,7 +2,8 @@
 
 A directory of shards that is still being written holds `unfinished.json`, which is removed as the last step:
 half a collection can thus never be taken for a whole one. Columns: image (binary), label (string), region
-(four float64 x, y, width, height in pixels of the upright image, or null), source (string), collection (string).
+and number_box (four float64 x, y, width, height in pixels of the upright image, or null), source (string),
+collection (string).
 Nothing is compressed, because the images already are.
 """
 
@@ -30,6 +31,7 @@ SCHEMA = pa.schema(
         pa.field("region", pa.list_(pa.float64(), 4)),
         pa.field("source", pa.string(), nullable=False),
         pa.field("collection", pa.string(), nullable=False),
+        pa.field("number_box", pa.list_(pa.float64(), 4)),
     ]
 )
 NOTE_KEY = b"housenumber"
@@ -102,6 +104,7 @@ def write_shard(samples: Iterable[Sample], path: Path, note: dict[str, Any] | No
                         "region": [_region_values(row.region) for row in rows],
                         "source": [row.source for row in rows],
                         "collection": [row.collection for row in rows],
+                        "number_box": [_region_values(row.number_box) for row in rows],
                     },
                     schema=schema,
                 )
@@ -152,8 +155,9 @@ def _rows(paths: list[Path]) -> Iterator[Sample]:
         with _open(path) as file:
             for batch in file.iter_batches(batch_size=ROWS_IN_MEMORY):
                 for row in batch.to_pylist():
-                    region = None if row["region"] is None else Region(*row["region"])
-                    yield Sample(row["image"], row["label"], region, row["source"], row["collection"])
+                    for column in ("region", "number_box"):
+                        row[column] = None if row[column] is None else Region(*row[column])
+                    yield Sample(**row)
 
 
 def _shard_files(path: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from models.data import shards
 from models.data.digit_struct import DigitBox, DigitStruct, LabelError, SvhnError
-from models.data.sample import MAX_DIGITS, MAX_PIXELS, Sample, number_region
+from models.data.sample import MAX_DIGITS, MAX_PIXELS, Sample, number_region, tight_box
 from models.data.svhn_source import MissingPhotoError, Photograph, open_source, sha256
 from service.errors import ServiceError
 from service.imaging import Photo
@@ -150,9 +150,9 @@ def _prepare_block(
 
 def _sample(image: bytes, digits: list[DigitBox], number: str, source: str, collection: str) -> Sample:
     photo = Photo.open(image, max_pixels=MAX_PIXELS)
-    boxes = [(digit.left, digit.top, digit.width, digit.height) for digit in digits]
-    region = number_region(boxes, photo.width, photo.height)
+    number_box = tight_box((digit.left, digit.top, digit.width, digit.height) for digit in digits)
+    region = number_region(number_box, photo.width, photo.height)
     if region.width <= 0 or region.height <= 0:
         raise LabelError(f"the digits' boxes lie outside the photograph of {photo.width} x {photo.height}")
     photo.views([region], (1, 1))  # a photograph that does not decode is found here, not in training
-    return Sample(image, number, region, source, collection)
+    return Sample(image, number, region, source, collection, number_box)

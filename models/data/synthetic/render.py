@@ -110,6 +110,7 @@ def render_with_box(index: int, seed: int, faces: Sequence[Face] | None = None) 
         region=placed(region_left, region_top, region_right, region_bottom),
         source=f"{seed}/{index}",
         collection=COLLECTION,
+        number_box=None if empty else placed(*box),
     )
     return Rendering(sample, placed(*box))
 
