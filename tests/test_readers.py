@@ -177,18 +177,19 @@ class TestCompact:
     def test_its_size_and_cost_as_shipped(self) -> None:
         """At most four million parameters, and an eighth of the multiplications of `st_cnn_multi` at 64 px."""
         spec = load_recipe("compact").spec
-        assert (spec.input_height, spec.input_width) == (96, 96)
+        assert (spec.input_height, spec.input_width) == (128, 128)
         with FakeTensorMode():
-            reader = build("compact", 96)
+            reader = build("compact", 128)
             parameters = sum(parameter.numel() for parameter in reader.parameters())
-            macs = counted_macs(reader, 96)
-        assert parameters == 863_369 <= 4_000_000
+            macs = counted_macs(reader, 128)
+        assert parameters == 1_142_513 <= 4_000_000
         assert 8 * macs <= PINNED["st_cnn_multi", 64][1]
-        assert macs == 77_798_912
+        assert macs == 82_730_624
 
     def test_a_transformer_stands_on_the_input(self) -> None:
         reader = build_reader(ReaderSpec("compact", 64, 64)).eval()
         assert isinstance(reader, CompactReader)
+        assert reader.transformer is not None
         forms: list[torch.Size] = []
         reader.transformer.register_forward_hook(lambda module, inputs, output: forms.append(inputs[0].shape))
         reader(torch.rand(1, 3, 64, 64))
@@ -217,8 +218,22 @@ class TestCompact:
         with pytest.raises(ValueError, match=f"{form[0]}x{form[1]}"):
             build_reader(ReaderSpec("compact", *form))
 
+    def test_its_twin_is_the_same_trunk_on_the_whole_input(self) -> None:
+        """With the transformer at the identity and every pixel sampled, the two are one function."""
+        torch.manual_seed(2)
+        reader, twin = (build_reader(ReaderSpec(name, 64, 64)).eval() for name in ("compact", "compact_cnn"))
+        state = {key: value for key, value in reader.state_dict().items() if not key.startswith("transformer.")}
+        twin.load_state_dict(state)
+        images = torch.rand(2, 3, 64, 64)
+        with torch.inference_mode():
+            torch.testing.assert_close(twin(images).logits, reader(images).logits, rtol=0, atol=1e-4)
 
-SMALL = {"compact": 64, "cnn": 32, "st_cnn_single": 32, "st_cnn_multi": 32}
+    def test_its_twin_takes_multiples_of_the_window(self) -> None:
+        with pytest.raises(ValueError, match="48x64"):
+            build_reader(ReaderSpec("compact_cnn", 48, 64))
+
+
+SMALL = {"compact": 64, "compact_cnn": 64, "cnn": 32, "st_cnn_single": 32, "st_cnn_multi": 32}
 """Side in pixels at which a reader is cheap enough to be run here."""
 
 
@@ -228,7 +243,7 @@ def test_every_reader_answers_five_rows_of_eleven(name: str) -> None:
     reader = build_reader(ReaderSpec(name, size, size)).eval()
     output: ReaderOutput = reader(torch.rand(3, 3, size, size))
     assert output.logits.shape == (3, 5, 11)
-    transformers = 1 if name == "compact" else len(TRANSFORMED[name])
+    transformers = {"compact": 1, "compact_cnn": 0}.get(name, len(TRANSFORMED.get(name, ())))
     assert output.theta.shape == (3, transformers, 2, 3)
     # Untrained, each transformer shows all it gets.
     assert torch.equal(output.theta, torch.tensor(IDENTITY_THETA).expand_as(output.theta))
@@ -300,5 +315,5 @@ class TestServedReader:
 
 
 def test_a_name_that_no_reader_has() -> None:
-    with pytest.raises(ValueError, match=r"'vgg'.*compact, cnn, st_cnn_single, st_cnn_multi"):
+    with pytest.raises(ValueError, match=r"'vgg'.*compact, compact_cnn, cnn, st_cnn_single, st_cnn_multi"):
         build_reader(ReaderSpec("vgg", 64, 64))

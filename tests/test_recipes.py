@@ -27,10 +27,10 @@ batch_size = 4
 
 def test_the_papers_readers_and_our_own_have_recipes() -> None:
     papers = {f"{name}-{size}" for name in ("cnn", "st_cnn_single", "st_cnn_multi") for size in (64, 128)}
-    assert set(SHIPPED) == {"compact"} | papers
+    assert set(SHIPPED) == {"compact", "compact_cnn"} | papers
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name != "compact"])
+@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("compact")])
 def test_the_papers_schedule(name: str) -> None:
     recipe = load_recipe(name)
     reader, _, size = name.partition("-")
@@ -42,8 +42,20 @@ def test_the_papers_schedule(name: str) -> None:
     assert recipe.data.synthetic_count == 0
 
 
-def test_the_shipped_recipe_builds_its_reader() -> None:
-    build_reader(load_recipe("compact").spec)
+def test_the_twin_is_trained_as_the_shipped_reader_is() -> None:
+    shipped, twin = load_recipe("compact"), load_recipe("compact_cnn")
+    assert build_reader(shipped.spec)
+    assert twin.reader.name == "compact_cnn"
+    assert twin.loss.location == 0
+    differ = {"reader": shipped.reader, "loss": shipped.loss}
+    assert twin.model_copy(update=differ) == shipped
+
+
+def test_only_a_transformer_can_be_told_where_to_look(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(MINIMAL.replace('"compact"', '"cnn"') + "[loss]\nlocation = 1.0\n")
+    with pytest.raises(RecipeError, match=r"loss\.location: cnn has no transformer"):
+        load_recipe(str(path))
 
 
 def test_a_recipe_is_named_by_all_its_values(tmp_path: Path) -> None:

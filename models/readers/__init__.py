@@ -11,7 +11,7 @@ from torch import nn
 
 from models.readers import paper
 from models.readers.base import CLASSES, SLOTS, ReaderOutput, negative_log_likelihood
-from models.readers.compact import CompactReader
+from models.readers.compact import CompactReader, compact_cnn
 
 __all__ = [
     "CLASSES",
@@ -25,6 +25,7 @@ __all__ = [
 
 READERS: dict[str, Callable[[int, int], nn.Module]] = {
     "compact": CompactReader,
+    "compact_cnn": compact_cnn,
     "cnn": paper.cnn,
     "st_cnn_single": paper.st_cnn_single,
     "st_cnn_multi": paper.st_cnn_multi,

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-MIN_AREA = 0.02
-"""Share of the input's area under which a box is degenerate: it shows next to nothing."""
+MIN_AREA = 0.005
+"""Share of the input's area under which a box is degenerate: a number that small cannot be read."""
 MAX_AREA = 16.0
 """Share of the input's area over which a box is lost: the input is a speck in it."""
 MAX_SHARE = 0.2

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 
 from models.data.sample import MAX_PIXELS, Sample
 from models.readers import SLOTS
+from models.training.location import wanted_window
 from models.training.recipe import AugmentTable
 from service.decoding import pack
 from service.errors import ServiceError
@@ -28,8 +29,12 @@ class DataError(Exception):
     """Samples that cannot be trained on; the message says which and why, in one line."""
 
 
-class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64]]]):
-    """Samples as (uint8 `[H, W, 3]` view, int64 `[5]` target), addressed by (epoch, index)."""
+Row = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]
+"""A view uint8 `[H, W, 3]`, its target int64 `[5]`, and its window float32 `[4]` (see `wanted_window`)."""
+
+
+class Views(Dataset[Row]):
+    """Samples as rows, addressed by (epoch, index)."""
 
     def __init__(self, samples: Sequence[Sample], size: tuple[int, int], augment: AugmentTable, seed: int) -> None:
         """
@@ -51,17 +56,19 @@ class Views(Dataset[tuple[NDArray[np.uint8], NDArray[np.int64]]]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def __getitem__(self, key: tuple[int, int]) -> Row:
         epoch, index = key
         rng = np.random.default_rng((self.seed, epoch, index))
         sample = self.samples[index]
         try:
             photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-            region = jittered(sample.region or photo.whole, self.augment, rng).clipped(photo.width, photo.height)
+            region = framed(sample.region or photo.whole, sample.number_box, self.augment, rng)
+            region = region.clipped(photo.width, photo.height)
             view = photo.views([region], self.size)[0].pixels
         except ServiceError as error:
             raise DataError(f"{sample.collection}, {sample.source}: {error}") from error
-        return repainted(view, self.augment, rng), np.array(self.targets[index], dtype=np.int64)
+        target = np.array(self.targets[index], dtype=np.int64)
+        return repainted(view, self.augment, rng), target, wanted_window(sample.number_box, region)
 
 
 def _target(sample: Sample) -> list[int]:
@@ -71,8 +78,18 @@ def _target(sample: Sample) -> list[int]:
         raise DataError(f"{sample.collection}, {sample.source}: {error}") from error
 
 
-def jittered(region: Region, augment: AugmentTable, rng: np.random.Generator) -> Region:
-    """The region resized about its centre and moved at random, in the same pixels; it may leave the image."""
+def framed(region: Region, number_box: Region | None, augment: AugmentTable, rng: np.random.Generator) -> Region:
+    """The region with its edges drawn in towards the number, resized about its centre and moved, all at random.
+
+    In the same pixels; it may leave the image.
+    """
+    if number_box is not None and rng.random() < augment.reframe:
+        keep = rng.uniform(0, 1, 4)
+        left = number_box.x + min(region.x - number_box.x, 0) * keep[0]
+        top = number_box.y + min(region.y - number_box.y, 0) * keep[1]
+        right = number_box.right + max(region.right - number_box.right, 0) * keep[2]
+        bottom = number_box.bottom + max(region.bottom - number_box.bottom, 0) * keep[3]
+        region = Region(left, top, right - left, bottom - top)
     limit = np.log(augment.region_scale)
     size = np.array([region.width, region.height]) * np.exp(rng.uniform(-limit, limit, 2))
     centre = np.array([region.x + region.width / 2, region.y + region.height / 2])
@@ -122,10 +139,10 @@ class Steps(Sampler[list[tuple[int, int]]]):
             yield batch
 
 
-def collate(rows: Sequence[tuple[NDArray[np.uint8], NDArray[np.int64]]]) -> tuple[Tensor, Tensor]:
-    """uint8 `[N, H, W, 3]` and int64 `[N, 5]`."""
-    views, targets = zip(*rows, strict=True)
-    return torch.from_numpy(np.stack(views)), torch.from_numpy(np.stack(targets))
+def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
+    """uint8 `[N, H, W, 3]`, int64 `[N, 5]` and float32 `[N, 4]`."""
+    views, targets, windows = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
+    return views, targets, windows
 
 
 def hold_out(samples: Iterable[Sample], count: int) -> tuple[list[Sample], list[Sample]]:
@@ -141,9 +158,9 @@ def hold_out(samples: Iterable[Sample], count: int) -> tuple[list[Sample], list[
 
 
 def fingerprint(samples: Sequence[Sample]) -> str:
-    """Hexadecimal SHA-256 of images, labels and regions, in their order."""
+    """Hexadecimal SHA-256 of images, labels, regions and boxes, in their order."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(repr((len(sample.image), sample.label, sample.region)).encode())
+        digest.update(repr((len(sample.image), sample.label, sample.region, sample.number_box)).encode())
         digest.update(sample.image)
     return digest.hexdigest()

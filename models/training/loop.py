@@ -19,6 +19,7 @@ from models.readers import ReaderSpec, build_reader, negative_log_likelihood
 from models.training.collapse import signs_of_collapse
 from models.training.dataset import DataError, Steps, Views, collate, fingerprint
 from models.training.journal import Journal, draw_curves
+from models.training.location import location_loss
 from models.training.optimiser import averaged, build_optimiser, learning_rate_factor, set_learning_rate
 from models.training.recipe import AugmentTable, Recipe
 from models.training.validation import picture_of_boxes, validate
@@ -132,8 +133,8 @@ def train(
     accuracy: float | None = None
     steps = recipe.schedule.steps
     with closing(Journal(folder, start)) as journal:
-        for step, (images, wanted) in enumerate(_batches(training, recipe, start, workers), start):
-            loss = _step(reader, optimiser, recipe, step, images.to(device), wanted.to(device))
+        for step, batch in enumerate(_batches(training, recipe, start, workers), start):
+            loss = _step(reader, optimiser, recipe, step, *(part.to(device) for part in batch))
             average.update_parameters(reader)
             done = step + 1
             if not math.isfinite(loss):
@@ -169,17 +170,25 @@ def train(
 
 
 def _step(
-    reader: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, step: int, images: Tensor, targets: Tensor
+    reader: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    recipe: Recipe,
+    step: int,
+    images: Tensor,
+    targets: Tensor,
+    windows: Tensor,
 ) -> float:
-    """One step on uint8 `[N, H, W, 3]` and int64 `[N, 5]`; the loss."""
+    """One step on a batch as `collate` makes it; the loss."""
     # Dropout draws from the step's own seed: nothing random has to be carried over a resume.
     torch.manual_seed(recipe.run.seed << 32 | step)
     reader.train()
     set_learning_rate(optimiser, learning_rate_factor(step, recipe.schedule))
     pixels = images.permute(0, 3, 1, 2).float() / 255
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
-        logits = reader(pixels).logits
-    loss = negative_log_likelihood(logits, targets)
+        output = reader(pixels)
+    loss = negative_log_likelihood(output.logits, targets)
+    if recipe.loss.location:
+        loss = loss + recipe.loss.location * location_loss(output.theta, windows)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
     if recipe.optimiser.clip_norm:
@@ -188,7 +197,7 @@ def _step(
     return float(loss.detach())
 
 
-def _batches(training: Sequence[Sample], recipe: Recipe, start: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(training: Sequence[Sample], recipe: Recipe, start: int, workers: int) -> Iterator[tuple[Tensor, ...]]:
     """Batches of the steps from `start` on (see `collate`), made by `workers` processes."""
     size = (recipe.reader.input_height, recipe.reader.input_width)
     views = Views(training, size, recipe.augment, recipe.run.seed)
@@ -205,4 +214,5 @@ def _held_out_tensors(held_out: Sequence[Sample], recipe: Recipe) -> tuple[Tenso
     """The held-out samples as they are served: no augmentation."""
     size = (recipe.reader.input_height, recipe.reader.input_width)
     views = Views(held_out, size, AugmentTable(), recipe.run.seed)
-    return collate([views[0, index] for index in range(len(views))])
+    pixels, targets, _ = collate([views[0, index] for index in range(len(views))])
+    return pixels, targets

@@ -9,6 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.readers import ReaderSpec, build_reader
+from models.transformer import SpatialTransformer
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -48,6 +49,8 @@ class DataTable(_Table):
 class AugmentTable(_Table):
     """`[augment]`: what is done to each view, anew in every epoch. All off by default."""
 
+    reframe: Share = 0.0
+    """Share of the views, of those whose number's box is known, whose edges are drawn in towards the number."""
     region_scale: Annotated[float, Field(ge=1)] = 1.0
     """Each side of the region is scaled by a factor between 1 / this and this."""
     region_shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
@@ -60,6 +63,13 @@ class AugmentTable(_Table):
     """Largest standard deviation of Gaussian noise, in grey levels of 0..255."""
     blur: NonNegative = 0.0
     """Largest standard deviation of Gaussian blur, in pixels of the view."""
+
+
+class LossTable(_Table):
+    """`[loss]`: what is added to the negative log-likelihood of the number."""
+
+    location: NonNegative = 0.0
+    """Weight of the distance between the last transformer's box and the number's, where that is known."""
 
 
 class OptimiserTable(_Table):
@@ -105,6 +115,7 @@ class Recipe(_Table):
     reader: ReaderTable
     data: DataTable
     augment: AugmentTable = AugmentTable()
+    loss: LossTable = LossTable()
     optimiser: OptimiserTable
     schedule: ScheduleTable
     run: RunTable = RunTable()
@@ -139,13 +150,15 @@ def load_recipe(name: str, steps: int | None = None) -> Recipe:
         recipe = Recipe.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
         # Without storage: only whether there is such a reader. Data are made before it is needed.
         with torch.device("meta"):
-            build_reader(recipe.spec)
+            reader = build_reader(recipe.spec)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{path}: {where}: {first['msg']}") from error
     except ValueError as error:  # not TOML, not UTF-8, no such reader
         raise RecipeError(f"{path}: {error}") from error
+    if recipe.loss.location and not any(isinstance(module, SpatialTransformer) for module in reader.modules()):
+        raise RecipeError(f"{path}: loss.location: {recipe.reader.name} has no transformer that could look anywhere")
     if steps is None:
         return recipe
     return recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": steps})})
