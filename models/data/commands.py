@@ -22,7 +22,7 @@ from models.data.progress import progress_bar
 from models.data.sample import Sample
 from models.data.shards import ShardError, write_shards
 from models.data.synthetic.fonts import FONT_PACKAGES, advice_on_few_faces, digest, installed_faces
-from models.data.synthetic.render import generate
+from models.data.synthetic.render import generate, generate_without_number
 from models.data.synthetic.statistics import STATISTICS_PATH, write_statistics
 from service.cpus import usable_cpus
 
@@ -57,13 +57,19 @@ def data() -> None:
 @SEED
 @PROCESSES
 @click.option("--out", type=OUT_DIRECTORY, required=True, help="Directory for the shards; new or empty.")
-def synthesize(count: int, start: int, seed: int, processes: int, out: Path) -> None:
+@click.option(
+    "--without-number",
+    is_flag=True,
+    help="Only images in which there is no number to read, equal shares of every kind, each kind its own collection.",
+)
+def synthesize(count: int, start: int, seed: int, processes: int, out: Path, without_number: bool) -> None:
     """Draw synthetic house numbers. The same seed and index give the same image, however many processes draw."""
+    drawn = generate_without_number if without_number else generate
     if advice := advice_on_few_faces():
         click.echo(advice, err=True)
     started = time.perf_counter()
     with _users_mistakes(), progress_bar() as bar:
-        write_shards(bar.track(generate(seed, start, count, processes), count, description="images"), out)
+        write_shards(bar.track(drawn(seed, start, count, processes), count, description="images"), out)
     rate = count / (time.perf_counter() - started)
     click.echo(f"{count} images in {out}: {rate:.0f} per second, {rate / processes:.0f} per second and process")
 

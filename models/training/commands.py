@@ -12,8 +12,8 @@ from rich.logging import RichHandler
 from models.data.progress import progress_bar
 from models.data.sample import Sample
 from models.data.shards import ShardError, count_rows, is_complete, read_shards, write_shards
-from models.data.synthetic.fonts import advice_on_few_faces
-from models.data.synthetic.render import generate
+from models.data.synthetic.fonts import advice_on_few_faces, installed_faces
+from models.data.synthetic.render import generate, generator_digest
 from models.training import loop
 from models.training.dataset import DataError, hold_out
 from models.training.recipe import Recipe, RecipeError, load_recipe
@@ -70,11 +70,12 @@ def _loaded(paths: Sequence[Path]) -> list[Sample]:
 
 
 def _synthetic_shards(plan: Recipe) -> Path:
-    """The recipe's synthetic samples, made once and kept in `data/`."""
+    """The recipe's synthetic samples, made once and kept in `data/`: anew when the generator or its fonts change."""
     wanted = plan.data
     if not wanted.synthetic_count:
         raise RecipeError("this recipe trains on shards: prepare them with `housenumber data svhn`, then give --data")
-    path = Path("data") / f"synthetic-{wanted.synthetic_seed}-{wanted.synthetic_count}"
+    digest = generator_digest(installed_faces())
+    path = Path("data") / f"synthetic-{wanted.synthetic_seed}-{wanted.synthetic_count}-{digest}"
     if not is_complete(path):
         if advice := advice_on_few_faces():
             logging.warning(advice)

@@ -55,7 +55,7 @@ def location_loss(theta: Tensor, wanted: Tensor) -> Tensor:
         A scalar; 0 where no window is known.
     """
     known = ~wanted.isnan().any(dim=1)
-    centre, half = wanted[known].split(2, dim=1)
+    centre, half = wanted[known, :2], wanted[known, 2:]
     boxes = input_boxes(theta.float())[known, -1]
     low, high = boxes.amin(dim=1), boxes.amax(dim=1)
     error = torch.cat((((low + high) / 2 - centre) / half, (((high - low) / 2).clamp(min=1e-4) / half).log()), dim=1)

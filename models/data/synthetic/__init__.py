@@ -1,1 +1,1 @@
-"""Synthetic house numbers, in stages: statistics, fonts, lettering, surface, lighting, camera, render."""
+"""Synthetic house numbers: statistics, fonts, lettering, surface, lighting, camera; close views, scenes, negatives."""

@@ -8,7 +8,27 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from service.geometry import Region
+
 Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """A finished picture, uint8 [h, w, 3] in RGB, what of it is to be read, and the tight box of the number's ink
+    (None without one), in its pixels."""
+
+    image: NDArray[np.uint8]
+    region: Region
+    number_box: Region | None
+
+
+# Contrast, of 1, below which the camera's own processing brings it out.
+LEAST_VISIBLE = 0.08
+# Ways of blurring and their shares.
+_BLURS = {
+    "sharp": 0.2, "soft": 0.29, "blurred": 0.16, "motion": 0.08, "coarse": 0.16, "streaked": 0.06, "shaken": 0.05,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,11 +40,15 @@ class Margins:
     right: float
     bottom: float
 
+    def at_least(self, least: float) -> Margins:
+        """The margins, none of them less than that."""
+        return Margins(*(max(margin, least) for margin in (self.left, self.top, self.right, self.bottom)))
+
 
 def draw_margins(width: float, height: float, digit: float, rng: np.random.Generator) -> Margins:
     """Margins for a tight box of width x height pixels whose digits are `digit` wide and `height` high.
 
-    Four ways of framing: strips of squares around each digit, with no room above and below; the exact box;
+    Four ways of framing a close view: strips of squares around each digit, with no room above and below; the exact box;
     the box enlarged by about 30 %; loose and off-centre, up to the whole plate.
     """
     way = rng.choice(["strip", "tight", "usual", "loose"], p=[0.31, 0.1, 0.34, 0.25])
@@ -96,18 +120,12 @@ def photograph(canvas: Image, homography: NDArray[np.float64], width: int, heigh
 
 def expose(image: Image, digit_height: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Blur of several kinds, exposure, noise: uint8 of the same shape. Blurs are measured against the digits."""
-    kind = rng.choice(["sharp", "soft", "blurred", "motion", "coarse"], p=[0.22, 0.3, 0.2, 0.1, 0.18])
-    if kind == "soft":
-        image = _gaussian(image, digit_height * rng.uniform(0.01, 0.045))
-    elif kind == "blurred":
-        image = _gaussian(image, digit_height * rng.uniform(0.04, 0.1), digit_height * rng.uniform(0.04, 0.1))
-    elif kind == "motion":
-        image = _motion(image, digit_height * rng.uniform(0.08, 0.3), rng)
-    elif kind == "coarse":
-        factor = min(1.0, rng.uniform(7, 16) / digit_height)
-        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        way = cv2.INTER_CUBIC if rng.random() < 0.6 else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(small, image.shape[1::-1], interpolation=way), np.float32)
+    image = _blurred(image, digit_height, rng)
+    if rng.random() < 0.12:
+        # The lens puts the colours side by side: purple on one side of an edge, green on the other.
+        shift = float(digit_height * rng.uniform(0.01, 0.035) * rng.choice([-1, 1]))
+        fringed = [_moved(image[:, :, 0], shift), image[:, :, 1], _moved(image[:, :, 2], -shift)]
+        image = np.asarray(np.stack(fringed, axis=2), np.float32)
     image = np.asarray(np.clip(image, 0, 255) / 255, np.float32)
     if rng.random() < 0.5:
         image = np.power(image, np.float32(np.exp(rng.normal(0, 0.3))))
@@ -122,6 +140,19 @@ def expose(image: Image, digit_height: float, rng: np.random.Generator) -> NDArr
     # The camera's own exposure keeps the middle of the picture off the ends of the scale.
     mean = max(float(image.mean()), 1e-3)
     image = image * np.float32(np.clip(mean, rng.uniform(0.06, 0.2), rng.uniform(0.75, 0.92)) / mean)
+    strong, light = contrast(image, digit_height) > 0.25, rng.random()
+    if strong and light < 0.06:
+        # Night: what is left of the number is little brighter than the noise, of all colours.
+        image = image * np.float32(rng.uniform(0.15, 0.4) / max(float(image.max()), 1e-3))
+        blotches = cv2.GaussianBlur(rng.standard_normal(image.shape, dtype=np.float32), (0, 0), rng.uniform(0.5, 1.5))
+        image = image + blotches * np.float32(rng.uniform(0.008, 0.025))
+    elif strong and light < 0.12:
+        # Full sun: the picture fades into white.
+        image = 1 - (1 - image) * np.float32(rng.uniform(0.3, 0.7))
+    visible = contrast(image, digit_height)
+    if visible < LEAST_VISIBLE:
+        around = _surroundings(image, digit_height)
+        image = around + (image - around) * np.float32(min(LEAST_VISIBLE / max(visible, 1e-3), 3.0))
     if rng.random() < 0.65:
         sigma = abs(rng.normal(0, 0.015))
         image = image + rng.standard_normal(image.shape, dtype=np.float32) * np.float32(sigma)
@@ -131,6 +162,57 @@ def expose(image: Image, digit_height: float, rng: np.random.Generator) -> NDArr
     if rng.random() < 0.05:
         image = np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
     return np.asarray(np.clip(image * 255 + 0.5, 0, 255), np.uint8)
+
+
+def contrast(image: Image, digit_height: float) -> float:
+    """From the darkest to the brightest twentieth of a picture's middle, in its own units.
+
+    Measured in green, against the mean of a digit's surroundings: shade, glare and walls beside a plate do not count.
+    """
+    height, width = image.shape[:2]
+    rest = image[:, :, 1] - _surroundings(image[:, :, 1], digit_height)
+    middle = rest[height // 5 : max(height - height // 5, 1), width // 5 : max(width - width // 5, 1)]
+    low, high = np.percentile(middle[:: 1 + height // 40, :: 1 + width // 40], (5, 95))
+    return float(high - low)
+
+
+def _surroundings(image: Image, digit_height: float) -> Image:
+    size = max(3, int(0.8 * digit_height) | 1)
+    return np.asarray(cv2.blur(image, (size, size)), np.float32)
+
+
+def _blurred(image: Image, digit_height: float, rng: np.random.Generator) -> Image:
+    """One way of blurring; what is hardly visible to begin with is blurred less, so that something is left to read."""
+    kinds, shares = zip(*_BLURS.items(), strict=True)
+    kind = rng.choice(kinds, p=shares)
+    mild = float(np.clip(contrast(image, digit_height) / 70, 0.3, 1.0))
+    reach = digit_height * mild
+    if kind == "soft":
+        return _gaussian(image, reach * rng.uniform(0.01, 0.045))
+    if kind == "blurred":
+        return _gaussian(image, reach * rng.uniform(0.04, 0.1), reach * rng.uniform(0.04, 0.1))
+    if kind == "streaked":
+        return _gaussian(image, max(0.25, reach * rng.uniform(0.01, 0.05)), reach * rng.uniform(0.06, 0.13))
+    if kind == "motion":
+        return _motion(image, reach * rng.uniform(0.08, 0.3), rng)
+    if kind == "shaken":
+        # The hand moved and held still again: two pictures in one.
+        share, turn = rng.uniform(0.4, 0.65), rng.normal(0, 0.4)
+        step = reach * rng.uniform(0.05, 0.16)
+        ghost = _moved(image, step * np.cos(turn), step * np.sin(turn))
+        return _gaussian(np.asarray(image * share + ghost * (1 - share), np.float32), reach * rng.uniform(0, 0.03))
+    if kind == "coarse":
+        factor = min(1.0, rng.uniform(8, 16) / reach)
+        small = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        way = cv2.INTER_CUBIC if rng.random() < 0.6 else cv2.INTER_LINEAR
+        return np.asarray(cv2.resize(small, image.shape[1::-1], interpolation=way), np.float32)
+    return image
+
+
+def _moved(image: Image, dx: float, dy: float = 0.0) -> Image:
+    """The picture moved by so many pixels, its edges drawn out."""
+    matrix = np.array([[1, 0, dx], [0, 1, dy]], np.float64)
+    return np.asarray(cv2.warpAffine(image, matrix, image.shape[1::-1], borderMode=cv2.BORDER_REPLICATE), np.float32)
 
 
 def _gaussian(image: Image, across: float, down: float | None = None) -> Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -13,7 +14,12 @@ from models.data.synthetic.fonts import GLYPH_HEIGHT, Face, glyph
 from models.data.synthetic.statistics import draw, load_statistics
 from models.data.synthetic.strokes import StrokeHand
 
-STROKED_SHARE = 0.08
+STROKED_SHARE = 0.13
+# Numbers of enamel plates: narrow heavy digits that nearly touch, most of them in faces with hairlines.
+CONDENSED_SHARE = 0.08
+STENCILLED_SHARE = 0.02
+# Parts of names of faces with hairlines and heavy stems.
+_DIDONE = ("didot", "bodoni", "oldstandard", "museum", "baskerv", "berenis", "century", "elstob", "tribun")
 
 
 @dataclass(frozen=True)
@@ -42,19 +48,31 @@ def set_digits(
         raise ValueError("there is no digit to set")
     face = faces[int(rng.integers(len(faces)))]
     hand = StrokeHand(rng) if rng.random() < STROKED_SHARE else None
+    condensed = hand is None and rng.random() < CONDENSED_SHARE
+    if condensed and rng.random() < 0.6:
+        hairlined = _hairlined(tuple(faces)) or (face,)
+        face = hairlined[int(rng.integers(len(hairlined)))]
+    stencilled = rng.random() < STENCILLED_SHARE
     masks, tops = [], []
     for digit in number:
         if hand is not None:
-            masks.append(hand.mask(digit, height, rng))
-            tops.append(0.0)
+            mask, top = hand.mask(digit, GLYPH_HEIGHT, rng), 0
         else:
             ink = glyph(face, digit)
-            masks.append(ink.mask)
-            tops.append(ink.top)
-    stretch = _stretch(number, masks, rng)
-    scale = 1.0 if hand is not None else height / GLYPH_HEIGHT
-    weight = rng.normal(0, 0.03) if rng.random() < 0.5 else 0.0
-    gap = _gap(rng)
+            mask, top = ink.mask, ink.top
+        masks.append(_bridged(mask) if stencilled and digit not in "17" else mask)
+        tops.append(top)
+    # Thicker strokes would fill the eyes of digits that are all ink.
+    heavy = float(np.mean([mask.mean() for mask in masks])) > 0.5 * 255
+    if condensed and not heavy:
+        stem = int(rng.integers(2, 9))
+        masks = [_stemmed(mask, stem) for mask in masks]
+    stretch = _stretch(number, masks, rng) * (rng.uniform(0.65, 0.9) if condensed else 1.0)
+    scale = height / GLYPH_HEIGHT
+    weight = float(rng.normal(0, 0.03)) if rng.random() < 0.5 else 0.0
+    if heavy or condensed:
+        weight = min(weight, 0.0)
+    gap = rng.uniform(0.0, 0.08) if condensed else _gap(rng)
     uneven = rng.uniform(0, 0.06) if rng.random() < 0.4 else 0.0
     slope = float(np.tan(np.radians(tilt)))
     pen = 0.0
@@ -72,6 +90,11 @@ def set_digits(
     return Lettering(_finish(_compose(placed), height, weight, rng), float(height), face)
 
 
+@lru_cache(maxsize=4)
+def _hairlined(faces: tuple[Face, ...]) -> tuple[Face, ...]:
+    return tuple(face for face in faces if any(part in face.name.lower() for part in _DIDONE))
+
+
 def _stretch(number: str, masks: Sequence[NDArray[np.uint8]], rng: np.random.Generator) -> float:
     """A factor for the digits' widths that brings their aspect towards one drawn from the statistics."""
     wide = [mask.shape[1] / mask.shape[0] for mask, digit in zip(masks, number, strict=True) if digit != "1"]
@@ -86,6 +109,22 @@ def _gap(rng: np.random.Generator) -> float:
     if rng.random() < 0.06:
         return float(rng.uniform(0.25, 0.7))
     return max(draw(load_statistics().gap, rng) * 0.7 + rng.uniform(0.06, 0.16), 0.02)
+
+
+def _stemmed(mask: NDArray[np.uint8], stem: int) -> NDArray[np.uint8]:
+    """A digit whose stems are heavier by so many pixels; its level hairlines stay as they are."""
+    room = cv2.copyMakeBorder(mask, 0, 0, stem, stem, cv2.BORDER_CONSTANT, value=0)
+    columns = np.asarray(cv2.dilate(room, np.ones((1, stem), np.uint8)), np.uint8)
+    inked = np.flatnonzero(columns.max(axis=0))
+    return columns[:, inked[0] : inked[-1] + 1]
+
+
+def _bridged(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A digit as sprayed through a stencil: a bridge down its middle keeps the inner parts in place."""
+    middle, half = mask.shape[1] // 2, max(2, mask.shape[1] // 18)
+    cut = mask.copy()
+    cut[:, middle - half : middle + half] = 0
+    return cut
 
 
 def _turn(mask: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
