@@ -4,7 +4,7 @@ Two forms are known: shards (`models.data.shards`), and a directory with `labels
 photograph:
 
     file              path of the photograph, relative to the directory
-    label             the number as a string of digits
+    label             the number as a string of digits; "" where there is none
     collection        what its results are reported under
     framing           "tight" or "crop": the photograph shows the number and little else, and is read as a whole;
                       anything else: it is read in a region, if a box is given
@@ -41,7 +41,7 @@ class CollectionError(Exception):
 
 class _Row(BaseModel):
     file: str
-    label: Annotated[str, Field(pattern=r"^[0-9]+$")]
+    label: Annotated[str, Field(pattern=r"^[0-9]*$")]
     collection: str
     framing: str = "crop"
     number_box_xyxy: Box | None = None
