@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_reader import colour_of
+from tiny_reader import THRESHOLD, colour_of
 
 from housenumber.cli import main
 from models.checkpoint import load_reader, save_reader
@@ -42,8 +42,17 @@ def sample(shown: str, label: str, collection: str = "c", source: str = "s") -> 
     return Sample(png(shown), label, None, source, collection)
 
 
-def outcome(label: str, read: str | None, confidence: float = 0.5, collection: str = "c") -> Outcome:
-    return Outcome(collection, "s", label, read, confidence, None if read is not None else "bad_image: no")
+def outcome(
+    label: str,
+    read: str | None,
+    confidence: float = 0.5,
+    collection: str = "c",
+    *,
+    accepted: bool = False,
+    height: float | None = None,
+) -> Outcome:
+    error = None if read is not None else "bad_image: no"
+    return Outcome(collection, "s", label, read, confidence, error, accepted, height)
 
 
 UNREADABLE = Sample(png("1")[:-30], "31", None, "truncated.png", "c")
@@ -164,6 +173,52 @@ def test_report_breaks_down_by_collection_and_length() -> None:
         Report.of([])
 
 
+def test_samples_without_a_number_count_for_false_numbers_and_not_for_coverage() -> None:
+    outcomes = [
+        outcome("12", "12", 0.9, accepted=True),
+        outcome("12", "13", 0.8, accepted=True),
+        outcome("12", "12", 0.3),
+        outcome("12", None, 0.0),
+        outcome("", "", 0.7),
+        outcome("", "1", 0.95, accepted=True),
+        outcome("", "1", 0.2),
+        outcome("", None, 0.0),
+    ]
+    figures = Report.of(outcomes).overall.total
+    assert (figures.n, figures.numbers, figures.correct) == (8, 4, 3)
+    assert (figures.accepted, figures.accepted_right, figures.false_numbers) == (2, 1, 1 / 4)
+    assert figures.coverage == 1 / 4  # only the first: with the second, half of two would be right
+    assert coverage(outcomes, 0.5) == 3 / 4
+    assert Report.of(outcomes[:4]).overall.total.false_numbers is None
+    of_none = Report.of(outcomes[4:]).overall.total
+    assert (of_none.coverage, of_none.numbers, of_none.false_numbers) == (None, 0, 1 / 4)
+    assert of_none.accuracy == 1 / 4
+
+
+def test_calibration_error_is_of_what_could_be_read() -> None:
+    """Two bins of ten, one of them all right at 0.5, the other nine right at 0.9."""
+    outcomes = [outcome("1", "1", 0.9)] * 9 + [outcome("1", "2", 0.9)] + [outcome("", "", 0.5)] * 10
+    assert Report.of([*outcomes, outcome("1", None, 0.0)]).overall.total.ece == pytest.approx(0.25)
+    assert Report.of([outcome("1", None, 0.0)]).overall.total.ece is None
+
+
+@pytest.mark.parametrize(
+    ("height", "group"),
+    [
+        (None, "unknown"),
+        (8, "below 12 px"),
+        (12, "12 to 20 px"),
+        (19.9, "12 to 20 px"),
+        (20, "20 to 32 px"),
+        (63, "32 to 64 px"),
+        (64, "64 px and more"),
+    ],
+)
+def test_digit_heights_are_grouped_and_samples_without_a_number_have_none(height: float | None, group: str) -> None:
+    breakdown = Report.of([outcome("1", "1", height=height), outcome("", "", height=height)]).overall
+    assert {name: figures.n for name, figures in breakdown.by_digit_height.items()} == {group: 1}
+
+
 def evaluate(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["evaluate", *map(str, arguments)])
 
@@ -197,8 +252,18 @@ def test_command_writes_table_json_and_contact_sheet(artifact: Path, collection:
         "c": 0.0,
         "signs": 1.0,
     }
-    assert report["overall"]["n"] == 4
-    assert report["collections"]["plates"]["by_length"]["2"]["correct"] == 1
+    assert (report["model"]["reader"], report["model"]["threshold"]) == ("tiny", THRESHOLD)
+    overall, plates = report["overall"], report["collections"]["plates"]
+    assert overall["n"] == 4
+    assert plates["by_length"]["2"]["correct"] == 1
+    assert (plates["accepted"], plates["accepted_right"], plates["false_numbers"]) == (2, 1, None)
+    assert plates["accuracy_interval"][0] < 0.5 < plates["accuracy_interval"][1]
+    assert 0 <= overall["ece"] <= 1
+    assert overall["by_digit_height"]["unknown"]["n"] == 4
+    first, _ = overall["box_coverage"]["transformers"]
+    assert first["mean"] == pytest.approx(0.375)
+    assert overall["box_coverage"]["n"] == 3
+    assert np.array(report["confusion"]).sum() == 4 * 5
     assert [(e["source"], e["label"], e["read"]) for e in report["errors"]] == [
         ("b.png", "8", "7"),
         ("truncated.png", "31", None),
@@ -208,7 +273,7 @@ def test_command_writes_table_json_and_contact_sheet(artifact: Path, collection:
 
 
 def test_figures_are_shown_even_where_files_cannot_be_written(artifact: Path, collection: Path, tmp_path: Path) -> None:
-    for option in ("--json", "--errors"):
+    for option in ("--json", "--errors", "--html"):
         result = evaluate(artifact, collection, "--provider", "cpu", option, tmp_path / "no" / "file")
         assert result.exit_code == 1
         assert "plates" in result.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import get_args
@@ -14,17 +15,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.checkpoint import CheckpointError
 from models.data.collections import CollectionError, count_samples, load_collection
 from models.data.preview import contact_sheet
 from models.data.progress import progress_bar
 from models.data.sample import Sample
 from models.data.shards import ShardError
-from models.evaluation.checkpoint_engine import CheckpointEngine
+from models.evaluation.engines import load_engine
 from models.evaluation.evaluate import read_samples
+from models.evaluation.html_report import html_report, percent
 from models.evaluation.report import Figures, Outcome, Report
-from service.artifact import ArtifactError
-from service.engine import Engine, OnnxEngine, Provider
+from models.evaluation.report_gallery import Galleries
+from service.engine import Engine, Provider
 from service.reader import DEFAULT_MAX_BATCH_SIZE, Reader
 
 MOST_ERRORS_SHOWN = 240
@@ -40,6 +41,13 @@ MOST_ERRORS_SHOWN = 240
     type=click.Path(dir_okay=False, path_type=Path),
     help=f"Write a contact sheet (PNG) of the first {MOST_ERRORS_SHOWN} misread images there.",
 )
+@click.option(
+    "--html",
+    "html_out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the report for people to look at there: one HTML file, with charts and pictures of what went wrong.",
+)
+@click.option("--whole", is_flag=True, help="Read whole photographs: leave the regions that DATA give out of account.")
 @click.option("--provider", type=click.Choice(get_args(Provider)), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULT_MAX_BATCH_SIZE, show_default=True)
 def evaluate(
@@ -47,6 +55,8 @@ def evaluate(
     data: tuple[Path, ...],
     json_out: Path | None,
     errors_out: Path | None,
+    html_out: Path | None,
+    whole: bool,
     provider: Provider,
     batch_size: int,
 ) -> None:
@@ -56,48 +66,61 @@ def evaluate(
     """
     try:
         total = sum(count_samples(path) for path in data)
-        samples = chain.from_iterable([load_collection(path) for path in data])
+        samples: Iterable[Sample] = chain.from_iterable([load_collection(path) for path in data])
     except (CollectionError, ShardError) as error:
         raise click.UsageError(str(error)) from error
     if not total:
         raise click.UsageError(f"{', '.join(map(str, data))}: no samples")
-    engine = _engine(model, provider)
+    if whole:
+        samples = (replace(sample, region=None) for sample in samples)
+    engine = load_engine(model, provider)
+    reader = Reader(engine, batch_size)
+    galleries = Galleries() if html_out else None
     with progress_bar() as bar:
-        outcomes, misread = _read(Reader(engine, batch_size), bar.track(samples, total, description="images"))
+        outcomes, misread = _read(reader, bar.track(samples, total, description="images"), galleries)
     report = Report.of(outcomes)
     # Printed first: files that cannot be written must not cost the user the figures.
     Console().print(_table(report))
     for outcome in report.errors:
         if outcome.error:
             click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
+    described = {"file": model.name, **_described(engine)}
     if json_out:
-        described = {"file": model.name, "sha256": engine.sha256, "provider": engine.provider}
         json_out.write_text(json.dumps({"model": described, **report.to_json()}, indent=1) + "\n")
     if errors_out and misread:
         contact_sheet(misread).save(errors_out, "PNG")
     elif errors_out:
         click.echo(f"nothing was misread: {errors_out} is not written", err=True)
+    if html_out and galleries:
+        about = {name.replace("_", " "): str(value) for name, value in described.items()}
+        about |= {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "data": ", ".join(map(str, data))}
+        html_out.write_text(html_report(about, report, galleries, reader), encoding="utf-8")
 
 
-def _engine(model: Path, provider: Provider) -> Engine:
-    if model.suffix == ".onnx":
-        return OnnxEngine(model, provider)
-    if model.suffix == ".safetensors":
-        try:
-            return CheckpointEngine(model, provider)
-        except CheckpointError as error:
-            raise ArtifactError(str(error)) from error  # for the user it is the same: a model that cannot be loaded
-    raise click.UsageError(f"{model} is neither an artifact (.onnx) nor weights (.safetensors)")
+def _described(engine: Engine) -> dict[str, str | float]:
+    metadata = engine.metadata
+    return {
+        "sha256": engine.sha256,
+        "provider": engine.provider,
+        "name": metadata.name,
+        "version": metadata.version,
+        "reader": metadata.reader,
+        "parameters": metadata.parameters,
+        "temperature": metadata.temperature,
+        "threshold": metadata.threshold,
+    }
 
 
-def _read(reader: Reader, samples: Iterable[Sample]) -> tuple[list[Outcome], list[Sample]]:
-    """All outcomes, and the first samples that were misread; the others' photographs are let go of."""
+def _read(reader: Reader, samples: Iterable[Sample], galleries: Galleries | None) -> tuple[list[Outcome], list[Sample]]:
+    """All outcomes, and the first samples that were misread; photographs of no use to these or the galleries go."""
     outcomes: list[Outcome] = []
     misread: list[Sample] = []
     for sample, outcome in read_samples(reader, samples):
         outcomes.append(outcome)
+        if galleries:
+            galleries.offer(sample, outcome)
         if outcome.read is not None and not outcome.correct and len(misread) < MOST_ERRORS_SHOWN:
-            misread.append(replace(sample, label=f"{sample.label}: {outcome.read or '(none)'}"))
+            misread.append(replace(sample, label=f"{sample.label or '(none)'}: {outcome.read or '(none)'}"))
     return outcomes, misread
 
 
@@ -120,4 +143,4 @@ def _table(report: Report) -> Table:
 
 def _cells(figures: Figures) -> list[str]:
     shares = (figures.accuracy, figures.digit_accuracy, figures.mean_confidence, figures.coverage)
-    return [str(figures.n), *(f"{share:.1%}" for share in shares)]
+    return [str(figures.n), *map(percent, shares)]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from models.data.sample import MAX_PIXELS, Sample
 from models.data.shards import chunks
+from models.evaluation.box_coverage import covered_share
 from models.evaluation.report import Outcome, Report
 from service.errors import ServiceError
 from service.imaging import Photo, View
-from service.reader import Reader
+from service.reader import Reader, Reading
 
 
 def evaluate_reader(reader: Reader, samples: Iterable[Sample]) -> Report:
@@ -24,14 +26,32 @@ def read_samples(reader: Reader, samples: Iterable[Sample]) -> Iterator[tuple[Sa
     """
     for batch in chunks(samples, reader.max_batch_size):
         views = [_view(sample, reader.metadata.input_size) for sample in batch]
-        readings = iter(reader.read([view for view in views if isinstance(view, View)], boxes=False))
+        readings = iter(reader.read([view for view in views if isinstance(view, View)]))
         for sample, view in zip(batch, views, strict=True):
+            unread = _unread(sample)
             if isinstance(view, View):
-                reading = next(readings)
-                read, confidence, error = reading.number, reading.confidence, None
+                yield sample, _outcome(unread, sample, view, next(readings))
             else:
-                read, confidence, error = None, 0.0, f"{view.code}: {view.detail}"
-            yield sample, Outcome(sample.collection, sample.source, sample.label, read, confidence, error)
+                yield sample, replace(unread, error=f"{view.code}: {view.detail}")
+
+
+def _unread(sample: Sample) -> Outcome:
+    box = sample.number_box
+    height = None if box is None else box.height
+    return Outcome(sample.collection, sample.source, sample.label, None, 0.0, digit_height=height)
+
+
+def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading) -> Outcome:
+    corners = [box.corners for box in reading.boxes]
+    box = sample.number_box
+    return replace(
+        unread,
+        read=reading.number,
+        confidence=reading.confidence,
+        accepted=reading.accepted,
+        view_shares=tuple(covered_share(view.region, looked_at) for looked_at in corners),
+        number_share=covered_share(box, corners[-1]) if box is not None and corners else None,
+    )
 
 
 def _view(sample: Sample, size: tuple[int, int]) -> View | ServiceError:
