@@ -1,6 +1,6 @@
 """The artifact: the graph of a checkpoint's reader, signed with what it is and where it comes from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from export.graph import OPSET, trace
 from models.checkpoint import load_reader, weights_sha256
+from models.evaluation.calibrate import Calibration
 from models.readers import SLOTS, ReaderSpec
 from models.served import ServedReader
 from models.transformer import SpatialTransformer
@@ -26,7 +27,7 @@ class Label:
         version: its version there.
         threshold: confidence from which a reading is accepted, 0 to 1.
         temperature: what the logits are divided by (calibration).
-        evaluation: figures of `housenumber evaluate --json`.
+        evaluation: figures of `housenumber evaluate --json`, and under "calibration" those of `housenumber calibrate`.
     """
 
     name: str = "house-number"
@@ -34,6 +35,15 @@ class Label:
     threshold: float = 0.5
     temperature: float = 1.0
     evaluation: dict[str, Any] = field(default_factory=dict)
+
+    def calibrated(self, calibration: Calibration) -> "Label":
+        """The same label with the calibration's temperature, threshold and figures."""
+        return replace(
+            self,
+            temperature=calibration.temperature,
+            threshold=calibration.threshold,
+            evaluation={**self.evaluation, "calibration": calibration.model_dump(mode="json")},
+        )
 
 
 def build_artifact(checkpoint: Path, label: Label) -> bytes:

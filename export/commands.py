@@ -14,7 +14,9 @@ from rich.table import Table
 
 from export.artifact import Label, build_artifact
 from export.verify import Check, verify
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, weights_sha256
+from models.evaluation.calibrate import Calibration, read_calibration
+from models.evaluation.calibration import CalibrationError
 from models.files import replacing
 
 
@@ -24,9 +26,9 @@ def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -
     return value
 
 
-def _finite(context: click.Context, parameter: click.Parameter, value: float) -> float:
+def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     # click's FloatRange lets NaN through.
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is not a finite number")
     return value
 
@@ -61,18 +63,22 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    default=0.5,
-    show_default=True,
+    show_default=str(Label.threshold),
     callback=_finite,
     help="Confidence from which a reading is accepted.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(0, min_open=True),
-    default=1.0,
-    show_default=True,
+    show_default=str(Label.temperature),
     callback=_finite,
     help="What the logits are divided by (calibration).",
+)
+@click.option(
+    "--calibration",
+    type=_FILE,
+    help="Takes temperature and threshold from the output of `housenumber calibrate` for these weights, and stores its"
+    " figures in the file.",
 )
 @click.option(
     "--evaluation", type=_FILE, help="Figures to store in the file: the output of `housenumber evaluate --json`."
@@ -82,15 +88,26 @@ def export_command(
     output: Path,
     name: str,
     model_version: str,
-    threshold: float,
-    temperature: float,
+    threshold: float | None,
+    temperature: float | None,
+    calibration: Path | None,
     evaluation: Path | None,
 ) -> None:
     """Export CHECKPOINT (.safetensors) to one self-describing ONNX file.
 
     The file is verified first (see `housenumber verify`) and written only if it passes.
     """
-    label = Label(name, model_version, threshold, temperature, _figures(evaluation) if evaluation else {})
+    label = Label(
+        name,
+        model_version,
+        Label.threshold if threshold is None else threshold,
+        Label.temperature if temperature is None else temperature,
+        _figures(evaluation) if evaluation else {},
+    )
+    if calibration:
+        if threshold is not None or temperature is not None:
+            raise click.UsageError("--calibration brings both --temperature and --threshold: give one or the other")
+        label = label.calibrated(_calibration(calibration, checkpoint))
     status = Console(stderr=True)
     with status.status("exporting") as line:
         try:
@@ -130,6 +147,20 @@ def verify_command(model: Path, weights: Path | None) -> None:
     Console().print(_table(checks))
     if not _passed(checks):
         raise click.exceptions.Exit(1)
+
+
+def _calibration(path: Path, checkpoint: Path) -> Calibration:
+    """The calibration in `path`; click.BadParameter when there is none or it is that of other weights."""
+    try:
+        calibration = read_calibration(path)
+    except CalibrationError as error:
+        raise click.BadParameter(str(error), param_hint="--calibration") from error
+    if (digest := weights_sha256(checkpoint)) != calibration.weights_sha256:
+        raise click.BadParameter(
+            f"{path} was fitted to weights {calibration.weights_sha256[:12]}…; {checkpoint} is {digest[:12]}…",
+            param_hint="--calibration",
+        )
+    return calibration
 
 
 def _figures(path: Path) -> dict[str, Any]:
