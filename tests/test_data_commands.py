@@ -4,6 +4,7 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -58,12 +59,12 @@ def test_preview_shows_synthetic_images_or_a_collection(tmp_path: Path) -> None:
         data("preview", tmp_path, "--out", sheets[2]),
     ]
     assert [result.exit_code for result in results] == [0, 0, 0]
-    sizes = []
-    for sheet in sheets:
+    for sheet, shown in zip(sheets, (2, 2, 1), strict=True):
         with Image.open(sheet) as image:
             assert image.format == "PNG"
-            sizes.append(image.size)
-    assert sizes[0] == sizes[1]
+            # One row of twelve cells of 96 x 96 pixels under their captions.
+            cells = np.asarray(image)[13:].reshape(96, 12, 96, 3)
+        assert (cells != 96).any(axis=(0, 2, 3)).tolist() == [True] * shown + [False] * (12 - shown)
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
 
 
@@ -103,6 +104,8 @@ NOT_ONE: list[dict[str, object]] = [dict.fromkeys(PHOTOGRAPH, ()), {"label": [1]
         gzip.compress(b"{}")[:-9] + b"\xff" * 9,
         *(gzip.compress(json.dumps({"1.png": PHOTOGRAPH | change}).encode()) for change in NOT_ONE),
     ],
+    # Not the bytes themselves: a gzip header holds the time.
+    ids=["empty", "plain", "half", "list", "damaged", "no-digits", "six-labels", "no-list", "no-top"],
 )
 def test_statistics_of_something_else_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "labels.json.gz").write_bytes(content)

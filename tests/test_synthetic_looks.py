@@ -31,7 +31,7 @@ def _changed(canvas: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def test_nothing_beside_the_number_reaches_into_its_box() -> None:
-    for seed in range(150):
+    for seed in range(80):
         rng = np.random.default_rng(seed)
         site = _site(rng)
         canvas = np.full((260, 320, 3), 128, np.float32)
@@ -39,10 +39,12 @@ def test_nothing_beside_the_number_reaches_into_its_box() -> None:
         neighbours.cut_neighbours(canvas, site, INK_ON_GREY, BUILT_IN, rng)
         neighbours.side_strips(canvas, site, INK_ON_GREY, rng)
         neighbours.level_bars(canvas, site, INK_ON_GREY, rng)
-        inside = _changed(canvas)[100:160, 100:220]
+        changed = _changed(canvas)
+        assert changed.max() > 30
+        inside = changed[100:160, 100:220]
         assert inside[4:-4, 4:-4].max() <= 3
         # Soft edges may tint the rim.
-        assert inside.mean() < 1.5
+        assert inside.mean() < 0.3
 
 
 def test_remains_of_a_neighbour_are_cut_by_the_edge_of_the_crop() -> None:
@@ -50,7 +52,7 @@ def test_remains_of_a_neighbour_are_cut_by_the_edge_of_the_crop() -> None:
     letters = [glyph(BUILT_IN, character).mask.shape for character in "MWmOD08"]
     widest = max(width for _, width in letters) / GLYPH_HEIGHT * 60 * 1.15
     seen = 0
-    for seed in range(200):
+    for seed in range(100):
         rng = np.random.default_rng(seed)
         site = _site(rng)
         canvas = np.full((260, 320, 3), 128, np.float32)
@@ -69,7 +71,7 @@ def test_remains_of_a_neighbour_are_cut_by_the_edge_of_the_crop() -> None:
             reach = rows.min() - y0 if rows.max() < 100 else y1 - rows.max() - 1
         # Round characters touch the edge with their outermost curve only.
         assert -2 <= reach <= 8
-    assert seen > 100
+    assert seen > 50
 
 
 def test_every_hand_draws_ten_digits_that_can_be_told_apart() -> None:
@@ -109,7 +111,7 @@ def test_brushes_vary_in_width_and_wires_do_not() -> None:
 
 
 def test_the_ink_stands_out_from_ground_and_texture() -> None:
-    for seed in range(200):
+    for seed in range(80):
         rng = np.random.default_rng(seed)
         drawn = palette.draw_palette(rng)
         contrast = abs(float((drawn.ink - drawn.ground) @ LUMA))
@@ -121,15 +123,15 @@ def test_the_ink_stands_out_from_ground_and_texture() -> None:
 
 @pytest.mark.parametrize("height", [12, 40])
 def test_a_faint_number_is_still_there_after_the_camera(height: int) -> None:
-    """Of 200 exposures of a number 24 levels off its ground, nearly all still follow its shape."""
+    """Of 80 exposures of a number 24 levels off its ground, nearly all still follow its shape."""
     letters = set_digits("25", height, (BUILT_IN,), np.random.default_rng(1))
     mask = np.pad(letters.mask, height // 3)
     canvas = np.repeat((130 + 24 * mask)[:, :, None], 3, axis=2).astype(np.float32)
     follows = []
-    for seed in range(200):
+    for seed in range(80):
         exposed = camera.expose(canvas, float(height), np.random.default_rng(seed)).mean(axis=2)
         follows.append(abs(np.corrcoef(exposed.ravel(), mask.ravel())[0, 1]))
-    assert np.quantile(follows, 0.05) > 0.4
+    assert np.quantile(follows, 0.05) > 0.6
 
 
 def test_tiles_hold_each_digit_and_leave_the_canvas_given_alone() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,14 @@ from click.testing import CliRunner
 from PIL import Image
 
 from housenumber.cli import main
+from models.data.sample import Sample
 from models.data.shards import read_shards
 from models.data.synthetic import scene, words
 from models.data.synthetic.camera import Photograph
 from models.data.synthetic.fonts import BUILT_IN, GLYPH_HEIGHT, glyph
 from models.data.synthetic.lettering import Lettering, set_digits
 from models.data.synthetic.negatives import KINDS, photograph_long_number, render_without_number
-from models.data.synthetic.render import SCENE_SHARE, generate, generate_without_number, generator_digest, render
+from models.data.synthetic.render import generate_without_number, generator_digest
 from models.data.synthetic.statistics import draw_number
 from service.geometry import Region
 
@@ -31,11 +31,17 @@ PACKAGE = Path(scene.__file__).parent
 @pytest.fixture(scope="module")
 def scenes() -> list[tuple[str, Photograph]]:
     found = []
-    for index in range(200):
+    for index in range(80):
         rng = np.random.default_rng([5, index])
         number = draw_number(rng)
         found.append((number, scene.photograph_scene(number, FACES, rng)))
     return found
+
+
+@pytest.fixture(scope="module")
+def without_number() -> list[Sample]:
+    """Six of every kind."""
+    return list(generate_without_number(4, 3, 6 * len(KINDS), 1, FACES))
 
 
 def _inside(box: Region, outer: Region) -> bool:
@@ -67,7 +73,7 @@ def test_the_number_is_whole_anywhere_in_its_scene(scenes: list[tuple[str, Photo
     for centres in (across, down):
         assert min(centres) < 0.25
         assert max(centres) > 0.75
-    assert np.mean([0.14 <= share <= 0.42 for share in shares]) > 0.6
+    assert np.mean([0.14 <= share <= 0.42 for share in shares]) > 0.75
 
 
 def test_digits_of_scenes_can_be_read_at_128_pixels(scenes: list[tuple[str, Photograph]]) -> None:
@@ -76,7 +82,7 @@ def test_digits_of_scenes_can_be_read_at_128_pixels(scenes: list[tuple[str, Phot
         [taken.number_box.height / taken.region.height * 128 for _, taken in scenes if taken.number_box is not None]
     )
     assert heights.min() >= 7
-    assert (heights >= 10).mean() >= 0.85
+    assert (heights >= 10).mean() >= 0.92
 
 
 def test_the_ink_of_a_scene_is_in_its_box(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +92,8 @@ def test_the_ink_of_a_scene_is_in_its_box(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(scene, "_finish", lambda picture, *_: np.clip(picture, 0, 255).astype(np.uint8))
     white = "models.data.synthetic.scene.lighting.apply_digits"
     monkeypatch.setattr(white, lambda canvas, mask, *_: np.repeat(mask[:, :, None] * 255, 3, axis=2))
-    for index in range(40):
-        taken = scene.photograph_scene(str(100 + 19 * index), FACES, np.random.default_rng(index))
+    for index in range(15):
+        taken = scene.photograph_scene(str(100 + 53 * index), FACES, np.random.default_rng(index))
         ink = taken.image[:, :, 0] > 90
         rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
         box = taken.number_box
@@ -96,54 +102,38 @@ def test_the_ink_of_a_scene_is_in_its_box(monkeypatch: pytest.MonkeyPatch) -> No
         np.testing.assert_allclose(seen, [box.x, box.y, box.right, box.bottom], atol=1.6)
 
 
-def test_about_a_fifth_of_the_mix_are_scenes() -> None:
-    samples = list(generate(9, 0, 400, 1, FACES))
-    whole = 0
-    for sample in samples:
-        with Image.open(io.BytesIO(sample.image)) as image:
-            # Close views always have a little beyond their region.
-            whole += sample.label != "" and sample.region == Region.whole(*image.size)
-    assert abs(whole - 400 * SCENE_SHARE) <= 4 * np.sqrt(400 * SCENE_SHARE)
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_without_a_number(kind: str) -> None:
-    images = set()
-    for index in range(12):
-        sample = render_without_number(index, 4, FACES, kind)
-        assert sample == render_without_number(index, 4, FACES, kind)
+def test_every_kind_without_a_number(kind: str, without_number: list[Sample]) -> None:
+    samples = [sample for sample in without_number if sample.collection == f"no-number-{kind}"]
+    index = int(samples[0].source.removeprefix("4/"))
+    assert render_without_number(index, 4, FACES, kind) == samples[0]
+    assert len({sample.image for sample in samples}) == 6
+    for sample in samples:
         assert (sample.label, sample.number_box) == ("", None)
-        assert sample.collection == f"no-number-{kind}"
         with Image.open(io.BytesIO(sample.image)) as image:
             width, height = image.size
         assert sample.region is not None
         assert _inside(sample.region.enlarged(-1e-6), Region.whole(width, height))
         assert sample.region.width >= 8
-        images.add(sample.image)
-    assert len(images) == 12
 
 
-def test_kinds_without_a_number_take_turns() -> None:
-    samples = list(generate_without_number(2, 3, 3 * len(KINDS), 1, FACES))
-    assert Counter(sample.collection for sample in samples) == {f"no-number-{kind}": 3 for kind in KINDS}
-    assert samples[0] == render_without_number(3, 2, FACES)
+def test_kinds_without_a_number_take_turns(without_number: list[Sample]) -> None:
+    collections = [sample.collection for sample in without_number]
+    assert collections == 6 * collections[: len(KINDS)]
+    assert set(collections) == {f"no-number-{kind}" for kind in KINDS}
+    assert [sample.source for sample in without_number] == [f"4/{index}" for index in range(3, 3 + 6 * len(KINDS))]
+    assert render_without_number(3, 4, FACES) == without_number[0]
     with pytest.raises(KeyError):
         render_without_number(0, 0, FACES, "numbers")
 
 
-def test_the_command_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_writes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_number: list[Sample]) -> None:
     for module in ("synthetic.render", "synthetic.fonts"):
         monkeypatch.setattr(f"models.data.{module}.installed_faces", lambda: FACES)
-    options = ["--without-number", "--count", "9", "--seed", "6", "--processes", "1", "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(main, ["data", "synthesize", *options])
+    options = ["--without-number", "--start", "3", "--count", "7", "--seed", "4", "--processes", "1", "--out"]
+    result = CliRunner().invoke(main, ["data", "synthesize", *options, str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert list(read_shards(tmp_path / "out")) == list(generate_without_number(6, 0, 9, 1, FACES))
-
-
-def test_the_mix_holds_images_without_a_number() -> None:
-    empty = [sample for sample in generate(21, 0, 300, 1, FACES) if sample.label == ""]
-    assert empty
-    assert {sample.collection for sample in empty} == {"synthetic"}
+    assert list(read_shards(tmp_path / "out")) == without_number[:7]
 
 
 def test_long_numbers_are_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,12 +146,12 @@ def test_long_numbers_are_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for module in ("scene", "negatives"):
         monkeypatch.setattr(f"models.data.synthetic.{module}.set_digits", noted)
-    for index in range(80):
+    for index in range(24):
         taken = photograph_long_number(FACES, np.random.default_rng(index))
         assert taken.number_box is not None
         assert _inside(taken.number_box, taken.region)
         assert taken.number_box.height >= 6
-    assert len(numbers) == 80
+    assert len(numbers) == 24
     assert {len(number) for number in numbers} == {6, 7, 8, 9, 10}
     assert all(number.isdigit() for number in numbers)
 
@@ -169,7 +159,9 @@ def test_long_numbers_are_shown_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_words_are_words() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
-        assert all(word.isalpha() and len(word) >= 3 for word in words.draw_words(rng).split())
+        drawn = words.draw_words(rng).split()
+        assert 1 <= len(drawn) <= 3
+        assert all(word.isalpha() and len(word) >= 3 for word in drawn)
 
 
 def test_a_line_of_text_stands_on_one_baseline() -> None:
@@ -201,8 +193,3 @@ def test_the_generators_digest_is_that_of_its_files(tmp_path: Path) -> None:
         (copy / name).write_bytes(content)
     (copy / "more.py").write_text("")
     assert generator_digest(FACES, copy) != digest
-
-
-def test_render_is_the_same_for_every_way() -> None:
-    for index in range(40):
-        assert render(index, 33, FACES) == render(index, 33, FACES)
