@@ -11,7 +11,7 @@ from torch import nn
 
 from export.graph import OPSET, trace
 from models.checkpoint import load_reader, weights_sha256
-from models.evaluation.calibrate import Calibration
+from models.evaluation.calibration import Calibration
 from models.readers import SLOTS, ReaderSpec
 from models.served import ServedReader
 from models.transformer import SpatialTransformer

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,15 @@ from rich.table import Table
 from export.artifact import Label, build_artifact
 from export.verify import Check, verify
 from models.checkpoint import CheckpointError, weights_sha256
-from models.evaluation.calibrate import Calibration, read_calibration
-from models.evaluation.calibration import CalibrationError
+from models.evaluation.calibration import Calibration, read_calibration
+from models.evaluation.confidence import CalibrationError
+from models.evaluation.options import finite
 from models.files import replacing
 
 
 def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
     if not value:
         raise click.BadParameter("must not be empty")
-    return value
-
-
-def _finite(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    # click's FloatRange lets NaN through.
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a finite number")
     return value
 
 
@@ -64,14 +57,14 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--threshold",
     type=click.FloatRange(0, 1),
     show_default=str(Label.threshold),
-    callback=_finite,
+    callback=finite,
     help="Confidence from which a reading is accepted.",
 )
 @click.option(
     "--temperature",
     type=click.FloatRange(0, min_open=True),
     show_default=str(Label.temperature),
-    callback=_finite,
+    callback=finite,
     help="What the logits are divided by (calibration).",
 )
 @click.option(
@@ -108,6 +101,7 @@ def export_command(
         if threshold is not None or temperature is not None:
             raise click.UsageError("--calibration brings both --temperature and --threshold: give one or the other")
         label = label.calibrated(_calibration(calibration, checkpoint))
+    _same_confidence(label)
     status = Console(stderr=True)
     with status.status("exporting") as line:
         try:
@@ -161,6 +155,19 @@ def _calibration(path: Path, checkpoint: Path) -> Calibration:
             param_hint="--calibration",
         )
     return calibration
+
+
+def _same_confidence(label: Label) -> None:
+    """click.UsageError when the figures were measured at another temperature or threshold than the file will have."""
+    measured = label.evaluation.get("model")
+    if not isinstance(measured, dict):
+        return
+    for name, value in (("temperature", label.temperature), ("threshold", label.threshold)):
+        if measured.get(name, value) != value:
+            raise click.UsageError(
+                f"--evaluation was measured at {name} {measured[name]}, the file is to have {value}:"
+                " export first, evaluate that file, and export again with its figures"
+            )
 
 
 def _figures(path: Path) -> dict[str, Any]:

@@ -14,11 +14,14 @@ from housenumber.cli import main
 from models.data.sample import Sample
 from models.data.shards import write_shards
 from models.evaluation.comparison import Comparison, Pair, mcnemar
+from models.evaluation.confidence import Acceptance
 from models.evaluation.report import Outcome
 
 
-def outcome(right: bool, collection: str = "c") -> Outcome:
-    return Outcome(collection, "s", "12", "12" if right else "13", 0.9 if right else 0.1)
+def outcome(right: bool, collection: str = "c", label: str = "12") -> Outcome:
+    """Accepted when right, except where there is no number: there, any number read is accepted."""
+    read = label if right else "13"
+    return Outcome(collection, "s", label, read, 0.9 if right else 0.1, accepted=right == bool(label))
 
 
 def pairs(both: int, only_candidate: int, only_shipped: int, neither: int = 0, collection: str = "c") -> list[Pair]:
@@ -38,14 +41,12 @@ def test_mcnemar_by_hand(first: int, second: int, p: float) -> None:
     assert mcnemar(first, second) == pytest.approx(p)
 
 
-@given(st.integers(0, 9), st.integers(0, 9))
+@given(st.integers(0, 5), st.integers(0, 5))
 def test_mcnemar_counts_the_splits_that_are_as_uneven(first: int, second: int) -> None:
     n = first + second
-    splits = [bin(outcome).count("1") for outcome in range(2 ** min(n, 10))] if n <= 10 else []
-    if splits:
-        uneven = sum(abs(2 * heads - n) >= abs(first - second) for heads in splits) / len(splits)
-        assert mcnemar(first, second) == pytest.approx(uneven)
-    assert mcnemar(first, second) == mcnemar(second, first)
+    splits = [split.bit_count() for split in range(2**n)]
+    uneven = sum(abs(2 * heads - n) >= abs(first - second) for heads in splits) / len(splits)
+    assert mcnemar(first, second) == mcnemar(second, first) == pytest.approx(uneven)
 
 
 def test_mcnemar_of_very_many_is_a_number() -> None:
@@ -57,13 +58,22 @@ def test_everything_is_counted_by_collection() -> None:
     comparison = Comparison.of([*pairs(7, 2, 1, 3), *pairs(4, 0, 1, 0, "d")], 0.02)
     assert list(comparison.collections) == ["c", "d"]
     duel = comparison.collections["c"]
-    assert (duel.n, duel.candidate_right, duel.shipped_right) == (13, 9, 8)
+    assert (duel.n, duel.candidate.right, duel.shipped.right) == (13, 9, 8)
     assert (duel.only_candidate, duel.only_shipped) == (2, 1)
-    assert (duel.candidate_coverage, duel.shipped_coverage) == pytest.approx((9 / 13, 8 / 13))
-    assert (comparison.overall.n, comparison.overall.candidate_right) == (18, 13)
+    assert (duel.candidate.coverage, duel.shipped.coverage) == pytest.approx((9 / 13, 8 / 13))
+    assert duel.candidate.acceptance == Acceptance(accepted=9 / 13, accepted_right=1, false_numbers=None)
+    assert (comparison.overall.n, comparison.overall.candidate.right) == (18, 13)
     assert comparison.worse == []
     with pytest.raises(ValueError, match="nothing to compare"):
         Comparison.of([], 0.02)
+
+
+def test_where_there_are_no_numbers_there_is_no_coverage() -> None:
+    duel = Comparison.of([(outcome(True, label=""), outcome(False, label=""))] * 3, 0.02).overall
+    assert (duel.candidate.right, duel.shipped.right) == (3, 0)
+    assert duel.candidate.coverage is duel.shipped.coverage is None
+    assert duel.candidate.acceptance == Acceptance(accepted=None, accepted_right=None, false_numbers=0)
+    assert duel.shipped.acceptance == Acceptance(accepted=None, accepted_right=0, false_numbers=1)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +142,8 @@ def test_a_reader_is_as_good_as_itself(artifact: Path, collection: Path, tmp_pat
     assert figures["candidate"]["file"] == artifact.name
     assert figures["worse"] == []
     mine, yours = figures["collections"]["mine"], figures["collections"]["yours"]
-    assert (mine["n"], mine["candidate_right"], mine["shipped_right"]) == (30, 30, 30)
-    assert (yours["n"], yours["candidate_right"], yours["p"]) == (2, 1, 1.0)
+    assert (mine["n"], mine["candidate"]["right"], mine["shipped"]["right"]) == (30, 30, 30)
+    assert (yours["n"], yours["candidate"]["right"], yours["p"]) == (2, 1, 1.0)
 
 
 def test_a_worse_reader_is_refused_and_the_figures_are_kept(
@@ -161,6 +171,7 @@ def test_mistakes_are_one_line(artifact: Path, collection: Path, tmp_path: Path)
         result = compare(candidate, artifact, data)
         assert result.exit_code == 2, result.output
         assert reason in result.stderr
+    assert "nan is not a finite number" in compare(artifact, artifact, collection, "--tolerance", "nan").stderr
 
 
 def test_the_rule_is_in_the_help() -> None:

@@ -177,6 +177,19 @@ class TestRefusals:
         assert code == 2
         assert "figures.json is not" in output
 
+    @pytest.mark.parametrize("measured", [{"temperature": 1.5}, {"temperature": 1.0, "threshold": 0.25}])
+    def test_figures_measured_with_another_confidence(
+        self, measured: dict[str, float], checkpoint: Path, tmp_path: Path
+    ) -> None:
+        """They would stand in a file whose readings they are not of."""
+        (tmp_path / "figures.json").write_text(json.dumps({"model": measured}), encoding="utf-8")
+        code, output = self.run(
+            checkpoint, "--output", tmp_path / "reader.onnx", "--evaluation", tmp_path / "figures.json"
+        )
+        assert code == 2
+        assert "was measured at" in output
+        assert not (tmp_path / "reader.onnx").exists()
+
     @pytest.mark.parametrize(
         ("option", "value"),
         [

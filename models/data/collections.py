@@ -8,11 +8,12 @@ photograph:
     collection        what its results are reported under
     framing           "tight" or "crop": the photograph shows the number and little else, and is read as a whole;
                       anything else: it is read in a region, if a box is given
-    number_box_xyxy   optional: left, top, right, bottom of the number
+    number_box_xyxy   optional: left, top, right, bottom of roughly where the number is
     digit_boxes       optional: left, top, width, height of each digit
     doubtful          optional: true marks a label that the eye contradicts; the row is left out
 
-Boxes are in pixels of the upright photograph; a region is the box enlarged as `number_region` does.
+Boxes are in pixels of the upright photograph; a region is the box enlarged as `number_region` does. Only the digits'
+own boxes are taken for the number's true box.
 """
 
 from __future__ import annotations
@@ -90,21 +91,18 @@ def _rows(directory: Path) -> list[_Row]:
 
 def _sample(directory: Path, row: _Row) -> Sample:
     image = (directory / row.file).read_bytes()
-    number_box = _number_box(row)
-    region = None if number_box is None or row.framing in FRAMED else _region(number_box, image)
+    number_box = None if row.digit_boxes is None else tight_box(row.digit_boxes)
+    rough = number_box
+    if row.number_box_xyxy is not None:
+        left, top, right, bottom = row.number_box_xyxy
+        rough = Region(left, top, right - left, bottom - top)
+    region = None if rough is None or row.framing in FRAMED else _region(rough, image)
     return Sample(image, row.label, region, row.file, row.collection, number_box)
 
 
-def _number_box(row: _Row) -> Region | None:
-    if row.number_box_xyxy is not None:
-        left, top, right, bottom = row.number_box_xyxy
-        return Region(left, top, right - left, bottom - top)
-    return None if row.digit_boxes is None else tight_box(row.digit_boxes)
-
-
-def _region(number_box: Region, image: bytes) -> Region | None:
+def _region(rough: Region, image: bytes) -> Region | None:
     try:
         photo = Photo.open(image, max_pixels=MAX_PIXELS)
     except ServiceError:
         return None  # whoever decodes the photograph meets the same error, and reports it
-    return number_region(number_box, photo.width, photo.height)
+    return number_region(rough, photo.width, photo.height)

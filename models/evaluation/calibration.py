@@ -1,162 +1,233 @@
-"""What a confidence is worth: one temperature, the threshold of acceptance, and how far off both are.
+"""The calibration of a reader on held-out data, and the file it is kept in.
 
-Everything here is weighted: `weights` says how much each sample counts, in any unit. Logits may be shifted by any
-constant per slot, so the logarithm of probabilities is as good.
+Data come as paths, and each path counts the same, whatever its size: a synthetic hold-out has as many images as one
+cares to draw, real ones have hundreds, and one that is ten times larger would decide alone.
 
-A temperature divides all logits (Guo et al. 2017, section 4.2). It changes no reading: every sequence's probability is
-raised to the same power 1 / T, so the most probable one stays so.
+Samples are judged as served: whole numbers, by the service's decoding. One without a number (label "") is wrong when
+any digit is read, and so is one whose number is longer than the reader has slots for. Photographs that cannot be read
+have no confidence: they count as wrong in `Part.right`, as in `models.evaluation.report`, and nowhere else.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePath
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-Floats = NDArray[np.float64]
-Flags = NDArray[np.bool_]
-Classes = NDArray[np.intp]
+from models.evaluation.confidence import (
+    Acceptance,
+    Bin,
+    CalibrationError,
+    Flags,
+    Floats,
+    expected_calibration_error,
+    fit_temperature,
+    fit_threshold,
+    log_loss,
+    reliability,
+)
+from service.decoding import decode
 
-BINS = 15
-"""Of the expected calibration error, as in Guo et al. 2017."""
-
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.1, 10.0
-_HALVINGS = 60
-_STEPS = 24
-_LEAST_PROBABILITY = 1e-7
-
-
-class CalibrationError(Exception):
-    """The data do not determine a calibration; the message says why, in one line."""
+Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
-class Bin:
-    """The samples whose confidence lies in one interval: their share of all, mean confidence and share of right."""
+class Answers:
+    """What an uncalibrated reader answered for the samples of one path of data that could be read.
 
-    share: float
-    confidence: float
-    accuracy: float
-
-
-def log_softmax(logits: Floats) -> Floats:
-    """Natural logarithm of the softmax over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float64)
-
-
-def negative_log_likelihood(logits: Floats, targets: Classes, weights: Floats, temperature: float = 1.0) -> float:
-    """Mean negative logarithm of the probability of the true sequence, all slots together, in nats.
-
-    logits [N, S, C], targets [N, S] (see `service.decoding.pack`), weights [N].
+    probabilities: [N, 5, 11], at temperature 1; labels, sources: of the same N samples; unreadable: how many more
+    there were.
     """
-    of_targets = np.take_along_axis(log_softmax(logits / temperature), targets[..., None], -1)[..., 0]
-    return float(-(weights @ of_targets.sum(-1)) / weights.sum())
+
+    name: str
+    probabilities: NDArray[np.float32]
+    labels: tuple[str, ...]
+    sources: tuple[str, ...]
+    unreadable: int = 0
 
 
-def fit_temperature(logits: Floats, targets: Classes, weights: Floats) -> float:
-    """The temperature of least `negative_log_likelihood` (same arguments).
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    In 1 / T the likelihood is convex, so its slope has one root; halving an interval of log T finds it whatever the
-    start. Raises CalibrationError when the root is not between `LOWEST_TEMPERATURE` and `HIGHEST_TEMPERATURE`: on
-    data that are all read right, or all wrong, there is none.
+
+class Fit(_Stored):
+    """How well confidence meets truth, as `models.evaluation.confidence` defines it."""
+
+    log_loss: Finite
+    ece: Share
+    reliability: list[Bin | None]
+
+
+class Part(_Stored):
+    """One path of data: how many samples it gave, how many of them could not be read, the share right of them all, and
+    what the threshold does to those that could be read."""
+
+    name: str
+    samples: int
+    unreadable: int
+    right: Share
+    acceptance: Acceptance
+
+
+class HeldOut(_Stored):
+    """Each half of the data measured with what the other half gave."""
+
+    temperatures: list[float]
+    thresholds: list[float]
+    fit: Fit
+    acceptance: Acceptance
+
+
+class Calibration(_Stored):
+    """Temperature and threshold for the reader of `weights_sha256`, and the figures they were chosen by.
+
+    `accuracy` is what was asked of the accepted. `held_out` is None when a half of the data alone does not determine a
+    calibration.
     """
-    of_targets = np.take_along_axis(logits, targets[..., None], -1)[..., 0]
 
-    def slope(temperature: float) -> float:
-        """Of the likelihood in 1 / T: expected logits less those of the targets."""
-        expected = (np.exp(log_softmax(logits / temperature)) * logits).sum(-1)
-        return float(weights @ (expected - of_targets).sum(-1))
-
-    low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
-    if not len(logits) or slope(LOWEST_TEMPERATURE) <= 0 or slope(HIGHEST_TEMPERATURE) >= 0:
-        raise _no_temperature(len(logits))
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        if slope(math.exp(middle)) > 0:
-            low = middle
-        else:
-            high = middle
-    return math.exp((low + high) / 2)
+    weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    temperature: float = Field(gt=0.0, allow_inf_nan=False)
+    threshold: Share
+    accuracy: Share
+    before: Fit
+    after: Fit
+    acceptance: Acceptance
+    held_out: HeldOut | None
+    data: list[Part]
 
 
-def log_loss(confidence: Floats, correct: Flags, weights: Floats) -> float:
-    """Mean negative logarithm of the probability that confidence gave to what is true of a reading, in nats: that it is
-    right, or that it is wrong. All arguments [N]."""
-    clipped = np.clip(confidence, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
-    return float(-(weights @ np.log(np.where(correct, clipped, 1 - clipped))) / weights.sum())
+def read_calibration(path: Path) -> Calibration:
+    """The calibration in `path`. Raises CalibrationError when it holds none."""
+    try:
+        return Calibration.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise CalibrationError(f"{path} is not a calibration: {where}: {first['msg']}") from error
 
 
-def fit_temperature_to_readings(confidence: Callable[[float], Floats], correct: Flags, weights: Floats) -> float:
-    """The temperature of least `log_loss` of the readings' confidence, a function of the temperature.
-
-    A misplaced view makes several slots wrong at once. To the likelihood of independent slots that is as many errors,
-    to the confidence of the whole number it is one, so this temperature is lower than that of `fit_temperature`.
-    The loss need not be convex: the best of a grid in log T is refined between its neighbours, grid after grid.
-    Raises CalibrationError when the best is `LOWEST_TEMPERATURE` or `HIGHEST_TEMPERATURE`.
-    """
-    low, high = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
-    for round_ in range(4):
-        grid = np.linspace(low, high, _STEPS + 1)
-        best = int(np.argmin([log_loss(confidence(math.exp(value)), correct, weights) for value in grid]))
-        if round_ == 0 and best in (0, _STEPS):
-            raise _no_temperature(len(correct))
-        low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, _STEPS)])
-    return math.exp((low + high) / 2)
-
-
-def _no_temperature(samples: int) -> CalibrationError:
-    return CalibrationError(
-        f"{samples} samples give no temperature from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}:"
-        " more data are needed, some of them read right and some wrong"
+def calibrate(data: Sequence[Answers], weights_sha256: str, accuracy: float) -> Calibration:
+    """Fits temperature, then threshold, on all of `data`. Raises CalibrationError when they do not determine them."""
+    pool = _Pool.of(data)
+    everything = np.ones(len(pool.weights), np.bool_)
+    temperature, threshold = _fit(pool, accuracy)
+    after = pool.confidence(temperature)
+    accepted = pool.answered & (after >= threshold)
+    return Calibration(
+        weights_sha256=weights_sha256,
+        temperature=temperature,
+        threshold=threshold,
+        accuracy=accuracy,
+        before=pool.measure(np.ones_like(after)),
+        after=pool.measure(np.full_like(after, temperature)),
+        acceptance=pool.acceptance(accepted, everything),
+        held_out=_held_out(pool, accuracy),
+        data=[
+            Part(
+                name=answers.name,
+                samples=len(answers.labels) + answers.unreadable,
+                unreadable=answers.unreadable,
+                right=int(pool.correct[pool.part == index].sum()) / (len(answers.labels) + answers.unreadable),
+                acceptance=pool.acceptance(accepted, pool.part == index),
+            )
+            for index, answers in enumerate(data)
+        ],
     )
 
 
-def fit_threshold(
-    confidence: Floats, answered: Flags, correct: Flags, weights: Floats, accuracy: float
-) -> float | None:
-    """The smallest confidence from which at least `accuracy` of the accepted samples' weight is right.
+@dataclass(frozen=True)
+class _Pool:
+    """The samples of all paths together: logits [N, 5, 11], the rest [N]."""
 
-    All arguments [N]; samples not `answered` (no digit was read) are never accepted. As for the
-    coverage of `models.evaluation.report`, confidences above the threshold may do worse than it does. The value lies
-    halfway to the next confidence below, so that rounding elsewhere changes nothing. None when no threshold is good
-    enough.
-    """
-    order = np.argsort(-confidence[answered], kind="stable")
-    values, right, weight = (values[answered][order] for values in (confidence, correct, weights))
-    # Equally confident samples are accepted or refused together: only the last of each is a place to stop.
-    last = np.append(values[1:] < values[:-1], True)[: len(values)]
-    # A sum of many weights may miss an exact share by a rounding error.
-    slack = 1e-12 * float(weights.sum())
-    good = last & (np.cumsum(weight * (right - accuracy)) >= -slack)
-    if not good.any():
+    logits: Floats
+    numbered: Flags
+    answered: Flags
+    correct: Flags
+    weights: Floats
+    part: NDArray[np.intp]
+    first_half: Flags
+
+    @classmethod
+    def of(cls, data: Sequence[Answers]) -> _Pool:
+        if empty := [answers.name for answers in data if not answers.labels]:
+            raise CalibrationError(f"{', '.join(empty)}: no photograph could be read")
+        labels = [label for answers in data for label in answers.labels]
+        probabilities = np.concatenate([answers.probabilities for answers in data])
+        numbers = [reading.number for reading in decode(probabilities)]
+        sizes = [len(answers.labels) for answers in data]
+        return cls(
+            # The logits but for a constant per slot. What the softmax rounded to nothing becomes the smallest number.
+            logits=np.log(np.maximum(probabilities, np.finfo(np.float32).tiny).astype(np.float64)),
+            numbered=np.array([label != "" for label in labels]),
+            answered=np.array([number != "" for number in numbers]),
+            correct=np.array([number == label for number, label in zip(numbers, labels, strict=True)]),
+            weights=np.repeat([1 / (len(data) * size) for size in sizes], sizes),
+            part=np.repeat(np.arange(len(data)), sizes),
+            first_half=np.array([_in_first_half(source) for answers in data for source in answers.sources]),
+        )
+
+    def confidence(self, temperature: float | Floats) -> Floats:
+        """Of the readings, when the logits are divided by `temperature` (of all, or of each sample)."""
+        scaled = self.logits / np.reshape(temperature, (-1, 1, 1))
+        powers = np.exp(scaled - scaled.max(-1, keepdims=True))
+        return np.array([reading.confidence for reading in decode(powers / powers.sum(-1, keepdims=True))])
+
+    def measure(self, temperatures: Floats) -> Fit:
+        """The figures of all samples, each at its own temperature."""
+        confidence = self.confidence(temperatures)
+        bins = reliability(confidence, self.correct, self.weights)
+        return Fit(
+            log_loss=log_loss(confidence, self.correct, self.weights),
+            ece=expected_calibration_error(bins),
+            reliability=bins,
+        )
+
+    def part_of(self, among: Flags) -> _Pool:
+        """The samples `among` all."""
+        return _Pool(*(getattr(self, field.name)[among] for field in fields(self)))
+
+    def acceptance(self, accepted: Flags, among: Flags) -> Acceptance:
+        """What becomes of the samples `among` all when those `accepted` are."""
+        return Acceptance.of(accepted[among], self.correct[among], self.numbered[among], self.weights[among])
+
+
+def _fit(pool: _Pool, accuracy: float) -> tuple[float, float]:
+    """Temperature and threshold."""
+    temperature = fit_temperature(pool.confidence, pool.correct, pool.weights)
+    threshold = fit_threshold(pool.confidence(temperature), pool.answered, pool.correct, pool.weights, accuracy)
+    if threshold is None:
+        raise CalibrationError(f"at no confidence {accuracy:.1%} of the accepted readings are right")
+    return temperature, threshold
+
+
+def _held_out(pool: _Pool, accuracy: float) -> HeldOut | None:
+    halves = (pool.first_half, ~pool.first_half)
+    if not all(half.any() for half in halves):
         return None
-    stop = int(np.flatnonzero(good)[-1])
-    below = values[stop + 1] if stop + 1 < len(values) else values[stop]
-    return float((values[stop] + below) / 2)
+    try:
+        fits = [_fit(pool.part_of(half), accuracy) for half in halves]
+    except CalibrationError:
+        return None
+    # Each half gets what the other one gave.
+    (first_temperature, first_threshold), (second_temperature, second_threshold) = fits
+    temperatures = np.where(pool.first_half, second_temperature, first_temperature)
+    thresholds = np.where(pool.first_half, second_threshold, first_threshold)
+    accepted = pool.answered & (pool.confidence(temperatures) >= thresholds)
+    return HeldOut(
+        temperatures=[first_temperature, second_temperature],
+        thresholds=[first_threshold, second_threshold],
+        fit=pool.measure(temperatures),
+        acceptance=pool.acceptance(accepted, np.ones(len(accepted), np.bool_)),
+    )
 
 
-def reliability(confidence: Floats, correct: Flags, weights: Floats) -> list[Bin | None]:
-    """`BINS` bins of equal width over [0, 1], each closed above (a confidence of 0 is in the first); None where empty.
-
-    All arguments [N].
-    """
-    index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
-    bins: list[Bin | None] = []
-    for of_bin in (index == number for number in range(BINS)):
-        weight = weights[of_bin]
-        if total := float(weight.sum()):
-            share = total / float(weights.sum())
-            mean = float(weight @ confidence[of_bin]) / total
-            bins.append(Bin(share, mean, float(weight @ correct[of_bin]) / total))
-        else:
-            bins.append(None)
-    return bins
-
-
-def expected_calibration_error(bins: Sequence[Bin | None]) -> float:
-    """Mean distance of confidence and accuracy over the bins, by their share (Guo et al. 2017, equation 3)."""
-    return sum(part.share * abs(part.accuracy - part.confidence) for part in bins if part is not None)
+def _in_first_half(source: str) -> bool:
+    """By the file's stem, its name without directory and suffix: samples of equal stems stay together."""
+    return hashlib.sha256(PurePath(source).stem.encode()).digest()[0] < 128

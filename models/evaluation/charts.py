@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from models.evaluation.calibration import Bin
+from models.evaluation.confidence import Bin
 
 MOST_POINTS = 500
 """A line of more points is thinned: no screen shows them."""

@@ -15,15 +15,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.data.collections import CollectionError, count_samples, load_collection
 from models.data.preview import contact_sheet
 from models.data.progress import progress_bar
 from models.data.sample import Sample
-from models.data.shards import ShardError
 from models.evaluation.engines import load_engine
 from models.evaluation.evaluate import read_samples
 from models.evaluation.html_report import html_report, percent
-from models.evaluation.report import Figures, Outcome, Report
+from models.evaluation.options import open_data
+from models.evaluation.report import COVERAGE_ACCURACY, Figures, Outcome, Report
 from models.evaluation.report_gallery import Galleries
 from service.engine import Engine, Provider
 from service.reader import DEFAULT_MAX_BATCH_SIZE, Reader
@@ -64,13 +63,9 @@ def evaluate(
 
     MODEL is an artifact (.onnx) or weights (.safetensors). Each DATA is a directory with labels.jsonl, or shards.
     """
-    try:
-        total = sum(count_samples(path) for path in data)
-        samples: Iterable[Sample] = chain.from_iterable([load_collection(path) for path in data])
-    except (CollectionError, ShardError) as error:
-        raise click.UsageError(str(error)) from error
-    if not total:
-        raise click.UsageError(f"{', '.join(map(str, data))}: no samples")
+    opened = open_data(data)
+    total = sum(part.count for part in opened)
+    samples: Iterable[Sample] = chain.from_iterable(part.samples for part in opened)
     if whole:
         samples = (replace(sample, region=None) for sample in samples)
     engine = load_engine(model, provider)
@@ -85,8 +80,9 @@ def evaluate(
         if outcome.error:
             click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
     described = {"file": model.name, **_described(engine)}
+    asked = {"data": [str(path) for path in data], "whole_photographs": whole}
     if json_out:
-        json_out.write_text(json.dumps({"model": described, **report.to_json()}, indent=1) + "\n")
+        json_out.write_text(json.dumps({"model": described, **asked, **report.to_json()}, indent=1) + "\n")
     if errors_out and misread:
         contact_sheet(misread).save(errors_out, "PNG")
     elif errors_out:
@@ -94,6 +90,7 @@ def evaluate(
     if html_out and galleries:
         about = {name.replace("_", " "): str(value) for name, value in described.items()}
         about |= {"date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC", "data": ", ".join(map(str, data))}
+        about |= {"regions": "left out of account" if whole else "as the data give them"}
         html_out.write_text(html_report(about, report, galleries, reader), encoding="utf-8")
 
 
@@ -128,7 +125,7 @@ def _table(report: Report) -> Table:
     """A row for each collection, and below it one for each length of its numbers."""
     table = Table(
         box=box.SIMPLE_HEAD,
-        caption="right: whole numbers; coverage: the share that can be answered with 98 % right",
+        caption=f"right: whole numbers; coverage: the share that can be answered with {COVERAGE_ACCURACY:.0%} right",
     )
     table.add_column("collection", no_wrap=True)
     for heading in ("images", "right", "digits right", "confidence", "coverage"):

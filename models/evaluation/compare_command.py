@@ -13,13 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from models.data.collections import CollectionError, count_samples, load_collection
 from models.data.progress import progress_bar
 from models.data.sample import Sample
-from models.data.shards import ShardError
-from models.evaluation.comparison import LEAST_SAMPLES, SIGNIFICANCE, Comparison, Duel, Pair
+from models.evaluation.comparison import LEAST_SAMPLES, SIGNIFICANCE, Comparison, Duel, Pair, Side
 from models.evaluation.engines import load_engine
 from models.evaluation.evaluate import read_samples
+from models.evaluation.html_report import percent
+from models.evaluation.options import finite, open_data
+from models.evaluation.report import COVERAGE_ACCURACY
 from service.engine import Provider
 from service.reader import DEFAULT_MAX_BATCH_SIZE, Reader
 
@@ -29,7 +30,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(
     epilog=f"The candidate is worse when, in a collection of at least {LEAST_SAMPLES} images, it has lost more than"
     f" the tolerance and McNemar's exact test gives p < {SIGNIFICANCE}; or when it has fewer right over all images"
-    f" with p < {SIGNIFICANCE}, whatever the tolerance. Smaller losses happen by chance."
+    f" with p < {SIGNIFICANCE}, whatever the tolerance. Smaller losses happen by chance. What the readers"
+    " accept is shown, and has no part in this."
 )
 @click.argument("candidate", type=_FILE)
 @click.argument("shipped", type=_FILE)
@@ -39,6 +41,7 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     type=click.FloatRange(0, 1),
     default=0.02,
     show_default=True,
+    callback=finite,
     help="Share of a collection that the candidate may lose.",
 )
 @click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path), help="Write the figures there.")
@@ -58,13 +61,9 @@ def compare(
     Both are artifacts (.onnx) or weights (.safetensors), and read the same photographs through the service's own code.
     Each DATA is a directory with labels.jsonl, or shards.
     """
-    try:
-        total = sum(count_samples(path) for path in data)
-        samples = chain.from_iterable([load_collection(path) for path in data])
-    except (CollectionError, ShardError) as error:
-        raise click.UsageError(str(error)) from error
-    if not total:
-        raise click.UsageError(f"{', '.join(map(str, data))}: no samples")
+    opened = open_data(data)
+    total = sum(part.count for part in opened)
+    samples = chain.from_iterable(part.samples for part in opened)
     engines = [load_engine(model, provider) for model in (candidate, shipped)]
     readers = [Reader(engine, batch_size) for engine in engines]
     with progress_bar() as bar:
@@ -89,31 +88,27 @@ def _pairs(readers: list[Reader], samples: Iterable[Sample]) -> Iterator[Pair]:
 
 
 def _table(comparison: Comparison) -> Table:
+    """Two rows for each collection: candidate above shipped."""
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="right: whole numbers; only: right where the other is not; p: McNemar's exact test;"
-        " coverage: the share that can be answered with 98 % right",
+        f" coverage: the share that can be answered with {COVERAGE_ACCURACY:.0%} right;"
+        " accepted: of the images with a number; accepted right: of all accepted, false numbers included;"
+        " false numbers: accepted of the images without one",
     )
     table.add_column("collection", no_wrap=True)
-    for heading in ("images", "candidate right", "shipped", "only candidate", "only shipped", "p"):
+    table.add_column("images", justify="right")
+    table.add_column("reader", no_wrap=True)
+    for heading in ("right", "only", "p", "coverage", "accepted", "accepted right", "false numbers"):
         table.add_column(heading, justify="right")
-    table.add_column("candidate coverage", justify="right")
-    table.add_column("shipped", justify="right")
-    for name, duel in comparison.collections.items():
-        table.add_row(name, *_cells(duel), style="red" if name in comparison.worse else None)
-    table.add_section()
-    table.add_row("all", *_cells(comparison.overall), style="bold red" if "all" in comparison.worse else "bold")
+    for name, duel in [*comparison.collections.items(), ("all", comparison.overall)]:
+        style = "red" if name in comparison.worse else None
+        table.add_row(name, str(duel.n), "candidate", *_cells(duel.candidate, duel, duel.only_candidate), style=style)
+        table.add_row("", "", "shipped", *_cells(duel.shipped, duel, duel.only_shipped), style=style, end_section=True)
     return table
 
 
-def _cells(duel: Duel) -> list[str]:
-    return [
-        str(duel.n),
-        f"{duel.candidate_right / duel.n:.1%}",
-        f"{duel.shipped_right / duel.n:.1%}",
-        str(duel.only_candidate),
-        str(duel.only_shipped),
-        f"{duel.p:.3f}",
-        f"{duel.candidate_coverage:.1%}",
-        f"{duel.shipped_coverage:.1%}",
-    ]
+def _cells(side: Side, duel: Duel, only: int) -> list[str]:
+    acceptance = side.acceptance
+    shares = (side.coverage, acceptance.accepted, acceptance.accepted_right, acceptance.false_numbers)
+    return [f"{side.right / duel.n:.1%}", str(only), f"{duel.p:.3f}", *map(percent, shares)]

@@ -6,6 +6,8 @@ the two is right (McNemar 1947; Dietterich 1998 on its use for classifiers). The
 
 - in a collection of at least `LEAST_SAMPLES` it has lost more than the tolerance, and p < `SIGNIFICANCE`; or
 - over all samples together it has fewer right, and p < `SIGNIFICANCE`, whatever the tolerance.
+
+What the readers accept is counted, and has no part in this.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
+from models.evaluation.confidence import Acceptance
 from models.evaluation.report import COVERAGE_ACCURACY, Outcome, coverage
 
 LEAST_SAMPLES = 20
@@ -25,38 +30,59 @@ Pair = tuple[Outcome, Outcome]
 
 
 @dataclass(frozen=True)
+class Side:
+    """One of the two: how many it has right, its coverage, and what its own threshold does.
+
+    Coverage is that of `models.evaluation.report`; None where no sample has a number.
+    """
+
+    right: int
+    coverage: float | None
+    acceptance: Acceptance
+
+    @classmethod
+    def of(cls, outcomes: Sequence[Outcome]) -> Side:
+        numbered = [outcome for outcome in outcomes if outcome.label]
+        return cls(
+            right=sum(outcome.correct for outcome in outcomes),
+            coverage=coverage(numbered) if numbered else None,
+            acceptance=Acceptance.of(
+                accepted=np.array([outcome.accepted for outcome in outcomes]),
+                correct=np.array([outcome.correct for outcome in outcomes]),
+                numbered=np.array([outcome.label != "" for outcome in outcomes]),
+                weights=np.ones(len(outcomes)),
+            ),
+        )
+
+
+@dataclass(frozen=True)
 class Duel:
-    """The two readers on `n` samples, n >= 1; coverage is that of `models.evaluation.report`."""
+    """The two readers on `n` samples, n >= 1, and how often just one of them is right."""
 
     n: int
-    candidate_right: int
-    shipped_right: int
+    candidate: Side
+    shipped: Side
     only_candidate: int
     only_shipped: int
     p: float
-    candidate_coverage: float
-    shipped_coverage: float
 
     @classmethod
     def of(cls, pairs: Sequence[Pair]) -> Duel:
-        candidate, shipped = [first for first, _ in pairs], [second for _, second in pairs]
         only_candidate = sum(first.correct and not second.correct for first, second in pairs)
         only_shipped = sum(second.correct and not first.correct for first, second in pairs)
         return cls(
             n=len(pairs),
-            candidate_right=sum(outcome.correct for outcome in candidate),
-            shipped_right=sum(outcome.correct for outcome in shipped),
+            candidate=Side.of([first for first, _ in pairs]),
+            shipped=Side.of([second for _, second in pairs]),
             only_candidate=only_candidate,
             only_shipped=only_shipped,
             p=mcnemar(only_candidate, only_shipped),
-            candidate_coverage=coverage(candidate),
-            shipped_coverage=coverage(shipped),
         )
 
     @property
     def loss(self) -> float:
         """The share of samples by which the candidate has fewer right; negative when it has more."""
-        return (self.shipped_right - self.candidate_right) / self.n
+        return (self.shipped.right - self.candidate.right) / self.n
 
     def is_worse_by(self, tolerance: float) -> bool:
         """Whether the candidate has lost more than that share, and not by chance."""

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.evaluation.box_coverage import BoxCoverage
-from models.evaluation.calibration import Bin, expected_calibration_error, reliability
+from models.evaluation.confidence import Bin, expected_calibration_error, reliability
 from models.evaluation.statistics import coverage_curve, slot_confusion, wilson_interval
 
 COVERAGE_ACCURACY = 0.98
