@@ -25,7 +25,7 @@ from models.readers import ReaderSpec, build_reader
 from service.cpus import usable_cpus
 from service.engine import OnnxEngine
 
-READERS = (("compact", 128), ("cnn", 64), ("st_cnn_single", 64), ("st_cnn_multi", 64))
+READERS = (("compact", 96), ("compact_points", 128), ("cnn", 64), ("st_cnn_single", 64), ("st_cnn_multi", 64))
 REFERENCE = "st_cnn_multi"
 """The reader whose cost the others are compared with."""
 RUNS_IN_A_ROW = 5

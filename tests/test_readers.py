@@ -177,14 +177,14 @@ class TestCompact:
     def test_its_size_and_cost_as_shipped(self) -> None:
         """At most four million parameters, and an eighth of the multiplications of `st_cnn_multi` at 64 px."""
         spec = load_recipe("compact").spec
-        assert (spec.input_height, spec.input_width) == (128, 128)
+        assert (spec.input_height, spec.input_width) == (96, 96)
         with FakeTensorMode():
-            reader = build("compact", 128)
+            reader = build("compact", 96)
             parameters = sum(parameter.numel() for parameter in reader.parameters())
-            macs = counted_macs(reader, 128)
-        assert parameters == 1_142_513 <= 4_000_000
+            macs = counted_macs(reader, 96)
+        assert parameters == 863_369 <= 4_000_000
         assert 8 * macs <= PINNED["st_cnn_multi", 64][1]
-        assert macs == 82_730_624
+        assert macs == 77_798_912
 
     def test_a_transformer_stands_on_the_input(self) -> None:
         reader = build_reader(ReaderSpec("compact", 64, 64)).eval()
@@ -221,7 +221,7 @@ class TestCompact:
     def test_its_twin_is_the_same_trunk_on_the_whole_input(self) -> None:
         """With the transformer at the identity and every pixel sampled, the two are one function."""
         torch.manual_seed(2)
-        reader, twin = (build_reader(ReaderSpec(name, 64, 64)).eval() for name in ("compact", "compact_cnn"))
+        reader, twin = (build_reader(ReaderSpec(name, 64, 64)).eval() for name in ("compact_points", "compact_cnn"))
         state = {key: value for key, value in reader.state_dict().items() if not key.startswith("transformer.")}
         twin.load_state_dict(state)
         images = torch.rand(2, 3, 64, 64)
@@ -233,7 +233,7 @@ class TestCompact:
             build_reader(ReaderSpec("compact_cnn", 48, 64))
 
 
-SMALL = {"compact": 64, "compact_cnn": 64, "cnn": 32, "st_cnn_single": 32, "st_cnn_multi": 32}
+SMALL = {"compact": 64, "compact_points": 64, "compact_cnn": 64, "cnn": 32, "st_cnn_single": 32, "st_cnn_multi": 32}
 """Side in pixels at which a reader is cheap enough to be run here."""
 
 
@@ -243,13 +243,13 @@ def test_every_reader_answers_five_rows_of_eleven(name: str) -> None:
     reader = build_reader(ReaderSpec(name, size, size)).eval()
     output: ReaderOutput = reader(torch.rand(3, 3, size, size))
     assert output.logits.shape == (3, 5, 11)
-    transformers = {"compact": 1, "compact_cnn": 0}.get(name, len(TRANSFORMED.get(name, ())))
+    transformers = {"compact": 1, "compact_points": 1, "compact_cnn": 0}.get(name, len(TRANSFORMED.get(name, ())))
     assert output.theta.shape == (3, transformers, 2, 3)
     # Untrained, each transformer shows all it gets.
     assert torch.equal(output.theta, torch.tensor(IDENTITY_THETA).expand_as(output.theta))
 
 
-@pytest.mark.parametrize("name", ["compact", "st_cnn_single", "st_cnn_multi"])
+@pytest.mark.parametrize("name", ["compact", "compact_points", "st_cnn_single", "st_cnn_multi"])
 def test_learning_reaches_the_localisation_networks(name: str) -> None:
     """They start behind zero weights: the first step moves only the last layer, from the second on all learn."""
     torch.manual_seed(1)
@@ -315,5 +315,7 @@ class TestServedReader:
 
 
 def test_a_name_that_no_reader_has() -> None:
-    with pytest.raises(ValueError, match=r"'vgg'.*compact, compact_cnn, cnn, st_cnn_single, st_cnn_multi"):
+    with pytest.raises(
+        ValueError, match=r"'vgg'.*compact, compact_points, compact_cnn, cnn, st_cnn_single, st_cnn_multi"
+    ):
         build_reader(ReaderSpec("vgg", 64, 64))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from models.readers import build_reader
-from models.training.recipe import RECIPES, RecipeError, load_recipe
+from models.training.recipe import RECIPES, LossTable, RecipeError, load_recipe
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.toml"))
 
@@ -27,7 +27,7 @@ batch_size = 4
 
 def test_the_papers_readers_and_our_own_have_recipes() -> None:
     papers = {f"{name}-{size}" for name in ("cnn", "st_cnn_single", "st_cnn_multi") for size in (64, 128)}
-    assert set(SHIPPED) == {"compact", "compact_cnn"} | papers
+    assert set(SHIPPED) == {"compact", "compact_points", "compact_cnn"} | papers
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("compact")])
@@ -42,19 +42,22 @@ def test_the_papers_schedule(name: str) -> None:
     assert recipe.data.synthetic_count == 0
 
 
-def test_the_twin_is_trained_as_the_shipped_reader_is() -> None:
-    shipped, twin = load_recipe("compact"), load_recipe("compact_cnn")
-    assert build_reader(shipped.spec)
-    assert twin.reader.name == "compact_cnn"
-    assert twin.loss.location == 0
-    differ = {"reader": shipped.reader, "loss": shipped.loss}
-    assert twin.model_copy(update=differ) == shipped
+def test_the_twin_is_trained_as_its_model_is_once_that_reads() -> None:
+    assert build_reader(load_recipe("compact").spec)
+    model, twin = load_recipe("compact_points"), load_recipe("compact_cnn")
+    assert (twin.reader.name, twin.loss) == ("compact_cnn", LossTable())
+    assert twin.schedule.steps == model.schedule.steps - model.loss.location_only
+    differ = {"reader": model.reader, "loss": model.loss, "schedule": model.schedule}
+    assert twin.model_copy(update=differ) == model
 
 
 def test_only_a_transformer_can_be_told_where_to_look(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(MINIMAL.replace('"compact"', '"cnn"') + "[loss]\nlocation = 1.0\n")
     with pytest.raises(RecipeError, match=r"loss\.location: cnn has no transformer"):
+        load_recipe(str(path))
+    path.write_text(MINIMAL + "[loss]\nlocation_only = 3\n")
+    with pytest.raises(RecipeError, match=r"loss\.location_only"):
         load_recipe(str(path))
 
 

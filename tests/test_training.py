@@ -27,11 +27,11 @@ from models.data.shards import write_shards
 from models.data.synthetic.fonts import BUILT_IN
 from models.data.synthetic.render import render
 from models.readers import build_reader, negative_log_likelihood
-from models.training import loop
+from models.training import commands, loop
 from models.training.collapse import signs_of_collapse
 from models.training.dataset import DataError, Steps, Views, framed, hold_out
-from models.training.optimiser import averaged, build_optimiser, learning_rate_factor
-from models.training.recipe import AugmentTable, OptimiserTable, Recipe, ScheduleTable, load_recipe
+from models.training.optimiser import averaged, build_optimiser, learning_rate_factor, set_learning_rate
+from models.training.recipe import AugmentTable, LossTable, OptimiserTable, Recipe, RunTable, ScheduleTable, load_recipe
 from models.transformer import SpatialTransformer
 from service.decoding import pack
 from service.geometry import Region
@@ -147,9 +147,11 @@ def test_a_region_is_scaled_about_its_centre_and_moved_within_bounds() -> None:
 def test_transformers_learn_slowly_and_vectors_do_not_decay(recipe: Recipe) -> None:
     reader = build_reader(recipe.spec)
     table = OptimiserTable(name="sgd", learning_rate=0.5, weight_decay=0.25, localisation_factor=0.1)
+    optimiser = build_optimiser(reader, table)
+    set_learning_rate(optimiser, 0.5)
     settings = {
-        id(parameter): (group["base_lr"], group["weight_decay"])
-        for group in build_optimiser(reader, table).param_groups
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in optimiser.param_groups
         for parameter in group["params"]
     }
     names = [name for name, _ in reader.named_parameters()]
@@ -168,6 +170,12 @@ def test_learning_rate_schedules() -> None:
     cosine = ScheduleTable(name="cosine", steps=110, batch_size=1, warmup_steps=10)
     assert [learning_rate_factor(step, cosine) for step in (0, 4, 9, 10, 60, 110)] == pytest.approx(
         [0.1, 0.5, 1, 1, 0.5, 0]
+    )
+    again = ScheduleTable(name="cosine", steps=310, batch_size=1, warmup_steps=10, restarts=(110,))
+    for step in (0, 10, 60, 109):
+        assert learning_rate_factor(step, again) == learning_rate_factor(step, cosine)
+    assert [learning_rate_factor(step, again) for step in (110, 119, 120, 215, 310)] == pytest.approx(
+        [0.1, 1, 1, 0.5, 0]
     )
 
 
@@ -259,12 +267,71 @@ def test_a_run_leaves_metrics_curves_and_pictures_of_its_boxes(
     run(recipe, samples, folder, ignore)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, STEPS + 1))
+    assert all(row["train_location"] == 0 for row in rows if "train_loss" in row)  # the recipe does not ask for it
     assert [row["step"] for row in rows if "validation_accuracy" in row] == [2, 4, 6, 7]
     with Image.open(folder / "curves.png") as curves:
         curves.load()
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     assert [event.step for event in events.Images("boxes")] == [2, 4, 6, 7]
     assert len(events.Scalars("train/loss")) == STEPS
+
+
+def test_a_transformer_learns_where_the_numbers_are(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
+    longer = recipe.model_copy(
+        update={
+            "loss": LossTable(location=1.0, location_only=20),
+            "augment": AugmentTable(),
+            "schedule": recipe.schedule.model_copy(update={"steps": 40, "batch_size": 10}),
+            "run": recipe.run.model_copy(update={"validate_every": 40, "checkpoint_every": 40}),
+        }
+    )
+    run(longer, samples, tmp_path, ignore)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "train_loss" in row]
+    # Nothing is read in the first steps, and what reads does not change in them.
+    assert [row["train_loss"] == 0 for row in steps] == [True] * 20 + [False] * 20
+    assert steps[-1]["train_location"] < 0.7 * steps[0]["train_location"]
+
+
+def test_while_only_the_transformer_learns_the_rest_stays(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe
+) -> None:
+    only = recipe.model_copy(update={"loss": LossTable(location=1.0, location_only=STEPS), "run": RunTable(seed=3)})
+    reader, _ = load_reader(run(only, samples, tmp_path, ignore))
+    torch.manual_seed(only.run.seed)
+    fresh = build_reader(only.spec).state_dict()
+    for name, value in reader.state_dict().items():
+        assert torch.equal(value, fresh[name]) != name.startswith("transformer."), name
+
+
+def test_a_box_beyond_the_photograph_is_no_reason_to_stop(samples: list[Sample]) -> None:
+    """As some of SVHN's are: only what is in the photograph can be framed or looked at."""
+    photo = Photo.open(samples[0].image, max_pixels=10**6)
+    outside = replace(samples[0], number_box=Region(-30, 0, 32, photo.height / 2), region=None)
+    views = Views([outside], (32, 32), AugmentTable(reframe=1, region_scale=1.15, region_shift=0.06), seed=1)
+    for epoch in range(300):
+        *_, window = views[epoch, 0]
+        assert np.isfinite(window).all()
+
+
+def test_synthetic_images_are_made_once_for_each_generator(
+    tmp_path: Path, recipe_file: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe_file.write_text(RECIPE.replace("validation = 4", "validation = 4\nsynthetic_count = 14"))
+    made = []
+
+    def generate(seed: int, start: int, count: int, processes: int) -> list[Sample]:
+        made.append(count)
+        return samples
+
+    monkeypatch.setattr(commands, "generate", generate)
+    for digest, runs in (("first", 1), ("first", 1), ("second", 2)):
+        monkeypatch.setattr(commands, "generator_digest", lambda faces, digest=digest: digest)
+        result = CliRunner().invoke(main, ["train", str(recipe_file), "--out", f"run-{digest}", "--workers", "0"])
+        assert result.exit_code == 0, result.stderr
+        assert made == [14] * runs
+    assert sorted(path.name for path in Path("data").iterdir()) == ["synthetic-0-14-first", "synthetic-0-14-second"]
 
 
 def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from models.served import ServedReader
 from models.transformer import SpatialTransformer
 from service.artifact import ArtifactMetadata, parse_metadata
 
-READERS = {"compact": 1, "compact_cnn": 0, "cnn": 0, "st_cnn_single": 1, "st_cnn_multi": 4}
+READERS = {"compact": 1, "compact_points": 1, "compact_cnn": 0, "cnn": 0, "st_cnn_single": 1, "st_cnn_multi": 4}
 """Name -> transformers."""
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from models.readers import paper
+from models.readers import compact, paper
 from models.readers.base import CLASSES, SLOTS, ReaderOutput, negative_log_likelihood
-from models.readers.compact import CompactReader, compact_cnn
 
 __all__ = [
     "CLASSES",
@@ -24,8 +23,9 @@ __all__ = [
 ]
 
 READERS: dict[str, Callable[[int, int], nn.Module]] = {
-    "compact": CompactReader,
-    "compact_cnn": compact_cnn,
+    "compact": compact.compact,
+    "compact_points": compact.compact_points,
+    "compact_cnn": compact.compact_cnn,
     "cnn": paper.cnn,
     "st_cnn_single": paper.st_cnn_single,
     "st_cnn_multi": paper.st_cnn_multi,

@@ -1,11 +1,12 @@
-"""`compact`, the reader we ship: one transformer on the input, a small residual trunk, attention for the slots.
+"""The compact readers: one transformer on the input, a small residual trunk, attention for the slots.
 
 The localisation network sees the image at half its resolution; the transformer samples a window of 32x64 from the
 full resolution, so what it zooms in on gains detail. The trunk is residual (He et al. 2016); its 2x16 map
 is read by five learned queries, one for each slot, so a digit is learned once for all places it can stand in.
 
-`compact_cnn` is its twin without the transformer: the trunk sees the whole input at the window's size. It is
-there to be compared with.
+`compact` is the reader we ship. `compact_points` looks in another way (see `PointLocalisation`), so as to find numbers
+that take an eighth of the view. `compact_cnn` is the latter's twin without the transformer: its trunk sees the whole
+input at the window's size. It is there to be compared with.
 """
 
 import math
@@ -15,18 +16,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.readers.base import CLASSES, SLOTS, ReaderOutput
-from models.transformer import SpatialTransformer, full_precision
+from models.transformer import SpatialTransformer, full_precision, target_grid
 
 # Hyper-parameters. The window is twice as wide as high, as most house numbers are once their
-# margins are gone; with these widths, at 128x128, the reader has 1.14 M parameters and 0.083 GMAC. The trunk's are
-# multiples of 16, the block in which ONNX Runtime computes channels on the CPU.
+# margins are gone.
 WINDOW = (32, 64)
-# Samples for each pixel of the window, (rows, columns). At the identity on 128x128 they lie two source pixels apart
-# both ways, and a bilinear sample reaches one pixel to each side, so none is skipped.
+# Samples for each pixel of the window, (rows, columns). At the identity they lie 1.5 source pixels apart both ways on
+# 96x96, and two on 128x128; a bilinear sample reaches one pixel to each side, so none is skipped. Six, the whole ratio,
+# read one more of 427 real photographs at 96x96 and took longer (docs/results.md).
 OVERSAMPLING = (2, 1)
-LOCALISATION_WIDTHS = (16, 32, 64, 96)
-LOCALISATION_FEATURES = 128
-TRUNK_WIDTHS = (16, 48, 80, 128)
+TRUNK_WIDTHS = (24, 48, 80, 128)
+# The first a multiple of 16, the block in which ONNX Runtime computes channels on the CPU, as the others are.
+BLOCK_TRUNK_WIDTHS = (16, 48, 80, 128)
+CONNECTED_WIDTHS = (16, 32, 48, 48)
+POINT_WIDTHS = (16, 32, 64)
+LOCALISATION_FEATURES = 64
+POINTS = 8
+# Positions count more than other features, so that theta, which starts behind zero weights, follows them soon.
+POSITION_SCALE = 4.0
 HEADS = 4
 DROPOUT = 0.1
 
@@ -117,47 +124,71 @@ class SlotReadout(nn.Module):
         return logits.reshape(-1, SLOTS, CLASSES)
 
 
-def localisation(height: int, width: int) -> nn.Sequential:
-    """`[N, 1, height, width]` -> `[N, LOCALISATION_FEATURES]`."""
-    a, b, c, d = LOCALISATION_WIDTHS
+def connected_localisation(height: int, width: int) -> nn.Sequential:
+    """`[N, 1, height, width]` -> `[N, LOCALISATION_FEATURES]`: convolutions, then a connected layer on their map."""
+    layers: list[nn.Module] = [nn.AvgPool2d(2)]
+    channels = 1
+    for features in CONNECTED_WIDTHS:
+        layers.append(convolution(channels, features, stride=2))
+        channels = features
     places = math.ceil(height / 32) * math.ceil(width / 32)
-    return nn.Sequential(
-        nn.AvgPool2d(2),
-        convolution(1, a, stride=2),
-        convolution(a, b, stride=2),
-        convolution(b, c, stride=2),
-        Residual(c),
-        convolution(c, d, stride=2),
-        nn.Flatten(),
-        nn.Linear(d * places, LOCALISATION_FEATURES),
-        nn.ReLU(),
-    )
+    layers += [nn.Flatten(), nn.Linear(channels * places, LOCALISATION_FEATURES), nn.ReLU()]
+    return nn.Sequential(*layers)
+
+
+class PointLocalisation(nn.Module):
+    """Where to look: points on a small map, and what is found at them.
+
+    Each of `POINTS` learned maps is turned into one expected position, its spatial softmax (Levine et al. 2016, section
+    4.2), and into the mean of the features it attends to. Theta is nearly linear in the positions, so a number that
+    takes a sixth of the view is found sooner than by a connected layer on the map.
+    """
+
+    positions: Tensor
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        a, b, c = POINT_WIDTHS
+        self.convolutions = nn.Sequential(
+            nn.AvgPool2d(2),
+            convolution(1, a, stride=2),
+            convolution(a, b, stride=2),
+            convolution(b, c, stride=2),
+            Residual(c),
+            Residual(c),
+        )
+        self.points = nn.Conv2d(c, POINTS, 1)
+        self.describe = nn.Sequential(nn.Linear(POINTS * c, LOCALISATION_FEATURES), nn.ReLU())
+        positions = POSITION_SCALE * target_grid(math.ceil(height / 16), math.ceil(width / 16))[:, :2]
+        self.register_buffer("positions", positions, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[N, 1, height, width]` -> `[N, LOCALISATION_FEATURES + 2 * POINTS]`."""
+        features = self.convolutions(x)
+        weights = self.points(features).flatten(2).float().softmax(dim=-1)
+        found = torch.matmul(weights.to(features.dtype), features.flatten(2).transpose(1, 2))
+        with full_precision(x.device.type):
+            positions = torch.matmul(weights, self.positions)
+        return torch.cat((self.describe(found.flatten(1)).float(), positions.flatten(1)), dim=1)
 
 
 class CompactReader(nn.Module):
-    """Takes float `[N, 3, height, width]` in [0, 1].
-
-    Raises:
-        ValueError: a height or width that is not even; without a transformer, one that is no multiple of the window's.
-    """
+    """Takes float `[N, 3, height, width]` in [0, 1]."""
 
     luminance: Tensor
 
-    def __init__(self, height: int, width: int, *, transformed: bool = True) -> None:
+    def __init__(self, transformer: SpatialTransformer | None, whole: nn.Module, widths: tuple[int, ...]) -> None:
+        """
+        Args:
+            transformer: samples the window, from the contrast-normalised grey input `[N, 1, height, width]`.
+            whole: without a transformer, makes the window of the same.
+            widths: of the trunk.
+        """
         super().__init__()
-        if min(height, width) < 2 or height % 2 or width % 2:
-            raise ValueError(f"compact takes even sizes, not {height}x{width}")
         self.register_buffer("luminance", 3 * torch.tensor(LUMINANCE).reshape(1, 3, 1, 1), persistent=False)
-        self.transformer: SpatialTransformer | None = None
-        if transformed:
-            self.transformer = SpatialTransformer(
-                localisation(height, width), LOCALISATION_FEATURES, (height, width), WINDOW, OVERSAMPLING
-            )
-        elif height % WINDOW[0] or width % WINDOW[1]:
-            raise ValueError(f"compact_cnn takes multiples of {WINDOW[0]}x{WINDOW[1]}, not {height}x{width}")
-        else:
-            self.whole = nn.AvgPool2d((height // WINDOW[0], width // WINDOW[1]))
-        a, b, c, d = TRUNK_WIDTHS
+        self.transformer = transformer
+        self.whole = whole
+        a, b, c, d = widths
         self.trunk = nn.Sequential(
             convolution(1, a),
             convolution(a, b, stride=2),
@@ -172,21 +203,53 @@ class CompactReader(nn.Module):
         self.readout = SlotReadout(d, (WINDOW[0] // 16) * (WINDOW[1] // 4))
 
     def forward(self, images: Tensor) -> ReaderOutput:
+        pixels = self.normalised(images)
+        if self.transformer is None:
+            # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
+            window, theta = self.whole(pixels), images[:, :0, :2, :3]
+        else:
+            window, theta = self.transformer(pixels)
+            theta = theta.unsqueeze(1)
+        return ReaderOutput(self.readout(self.trunk(window)), theta)
+
+    def locate(self, images: Tensor) -> Tensor:
+        """Theta `[N, 1, 2, 3]` alone, without reading; for readers with a transformer."""
+        assert self.transformer is not None
+        return self.transformer.locate(self.normalised(images)).unsqueeze(1)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Grey, each image of zero mean and unit contrast: `[N, 1, height, width]`."""
         with full_precision(images.device.type):
             # A mean, not a convolution: ONNX Runtime would compute 16 channels for the one that is wanted.
             grey = (images * self.luminance).mean(dim=1, keepdim=True)
         centred = grey - grey.mean(dim=(2, 3), keepdim=True)
         contrast = centred.square().mean(dim=(2, 3), keepdim=True).sqrt()
-        pixels = centred / contrast.clamp(min=MIN_CONTRAST)
-        if self.transformer is None:
-            # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
-            window, thetas = self.whole(pixels), images[:, :0, :2, :3]
-        else:
-            window, theta = self.transformer(pixels)
-            thetas = theta.unsqueeze(1)
-        return ReaderOutput(self.readout(self.trunk(window)), thetas)
+        return centred / contrast.clamp(min=MIN_CONTRAST)
+
+
+def compact(height: int, width: int) -> CompactReader:
+    """The reader we ship. Raises ValueError for a height or width that is not even."""
+    _check_even(height, width)
+    localisation = connected_localisation(height, width)
+    transformer = SpatialTransformer(localisation, LOCALISATION_FEATURES, (height, width), WINDOW, OVERSAMPLING)
+    return CompactReader(transformer, nn.Identity(), TRUNK_WIDTHS)
+
+
+def compact_points(height: int, width: int) -> CompactReader:
+    """Finds what it reads by points. Raises ValueError for a height or width that is not even."""
+    _check_even(height, width)
+    localisation, features = PointLocalisation(height, width), LOCALISATION_FEATURES + 2 * POINTS
+    transformer = SpatialTransformer(localisation, features, (height, width), WINDOW, OVERSAMPLING)
+    return CompactReader(transformer, nn.Identity(), BLOCK_TRUNK_WIDTHS)
 
 
 def compact_cnn(height: int, width: int) -> CompactReader:
-    """The twin without a transformer."""
-    return CompactReader(height, width, transformed=False)
+    """The twin without a transformer. Raises ValueError for a size that is no multiple of the window's."""
+    if height < 1 or width < 1 or height % WINDOW[0] or width % WINDOW[1]:
+        raise ValueError(f"compact_cnn takes multiples of {WINDOW[0]}x{WINDOW[1]}, not {height}x{width}")
+    return CompactReader(None, nn.AvgPool2d((height // WINDOW[0], width // WINDOW[1])), BLOCK_TRUNK_WIDTHS)
+
+
+def _check_even(height: int, width: int) -> None:
+    if min(height, width) < 2 or height % 2 or width % 2:
+        raise ValueError(f"compact takes even sizes, not {height}x{width}")

@@ -24,7 +24,7 @@ def signs_of_collapse(boxes: Tensor) -> list[str]:
     area = area.abs() / 4
     outside = (boxes.amin(dim=2) >= 1).any(dim=-1) | (boxes.amax(dim=2) <= -1).any(dim=-1)
     checks = {
-        f"degenerate: it covers less than {MIN_AREA:.0%} of the input": area < MIN_AREA,
+        f"degenerate: it covers less than {MIN_AREA:.1%} of the input": area < MIN_AREA,
         f"lost: it covers more than {MAX_AREA:.0f} times the input": area > MAX_AREA,
         "outside: its window holds nothing of the input, so it is black": outside,
         "off-centre: its centre is outside the input": (centre.abs() > 1).any(dim=-1),

@@ -62,13 +62,15 @@ class Views(Dataset[Row]):
         sample = self.samples[index]
         try:
             photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-            region = framed(sample.region or photo.whole, sample.number_box, self.augment, rng)
+            # Annotated boxes may reach beyond the photograph.
+            box = None if sample.number_box is None else sample.number_box.clipped(photo.width, photo.height)
+            region = framed(sample.region or photo.whole, box, self.augment, rng)
             region = region.clipped(photo.width, photo.height)
             view = photo.views([region], self.size)[0].pixels
         except ServiceError as error:
             raise DataError(f"{sample.collection}, {sample.source}: {error}") from error
         target = np.array(self.targets[index], dtype=np.int64)
-        return repainted(view, self.augment, rng), target, wanted_window(sample.number_box, region)
+        return repainted(view, self.augment, rng), target, wanted_window(box, region)
 
 
 def _target(sample: Sample) -> list[int]:

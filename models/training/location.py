@@ -29,9 +29,10 @@ def wanted_window(number_box: Region | None, region: Region) -> NDArray[np.float
     """The rectangle to look at, from the number's tight box and the region that the view shows, both in pixels.
 
     Returns:
-        float32 `[4]`: centre (x, y) and half size (x, y), normalised over the region; NaN where there is no box.
+        float32 `[4]`: centre (x, y) and half size (x, y), normalised over the region, beyond which it may reach; NaN
+        where there is no box.
     """
-    if number_box is None:
+    if number_box is None or not (number_box.width > 0 and number_box.height > 0):
         return UNKNOWN
     height = number_box.height
     half = (max(number_box.width / 2 + MARGIN * height, MIN_WIDTH * height / 2), height * (0.5 + MARGIN))

@@ -134,14 +134,19 @@ def train(
     steps = recipe.schedule.steps
     with closing(Journal(folder, start)) as journal:
         for step, batch in enumerate(_batches(training, recipe, start, workers), start):
-            loss = _step(reader, optimiser, recipe, step, *(part.to(device) for part in batch))
+            loss, location = _step(reader, optimiser, recipe, step, *(part.to(device) for part in batch))
             average.update_parameters(reader)
             done = step + 1
-            if not math.isfinite(loss):
+            if not math.isfinite(loss + location):
                 raise TrainingError(f"the loss is {loss} at step {done}: lower the learning rate or clip the gradient")
             if done % recipe.run.log_every == 0 or done == steps:
                 factor = learning_rate_factor(step, recipe.schedule)
-                journal.scalars(done, train_loss=loss, train_learning_rate=recipe.optimiser.learning_rate * factor)
+                journal.scalars(
+                    done,
+                    train_loss=loss,
+                    train_location=location,
+                    train_learning_rate=recipe.optimiser.learning_rate * factor,
+                )
             if done % recipe.run.validate_every == 0 or done == steps:
                 result = validate(average.module, views, targets, device)
                 accuracy = result.accuracy
@@ -177,24 +182,29 @@ def _step(
     images: Tensor,
     targets: Tensor,
     windows: Tensor,
-) -> float:
-    """One step on a batch as `collate` makes it; the loss."""
+) -> tuple[float, float]:
+    """One step on a batch as `collate` makes it: the negative log-likelihood and, if asked for, the location loss."""
     # Dropout draws from the step's own seed: nothing random has to be carried over a resume.
     torch.manual_seed(recipe.run.seed << 32 | step)
     reader.train()
-    set_learning_rate(optimiser, learning_rate_factor(step, recipe.schedule))
+    reading = step >= recipe.loss.location_only
+    rate = recipe.optimiser.learning_rate * learning_rate_factor(step, recipe.schedule)
+    set_learning_rate(optimiser, rate, shared=reading)
     pixels = images.permute(0, 3, 1, 2).float() / 255
+    likelihood = location = torch.zeros((), device=images.device)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=recipe.run.precision == "bf16"):
-        output = reader(pixels)
-    loss = negative_log_likelihood(output.logits, targets)
+        output = reader(pixels) if reading else None
+        theta = output.theta if output else reader.locate(pixels)  # type: ignore[operator]
+    if output:
+        likelihood = negative_log_likelihood(output.logits, targets)
     if recipe.loss.location:
-        loss = loss + recipe.loss.location * location_loss(output.theta, windows)
+        location = location_loss(theta, windows)
     optimiser.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(likelihood + recipe.loss.location * location)
     if recipe.optimiser.clip_norm:
         nn.utils.clip_grad_norm_(reader.parameters(), recipe.optimiser.clip_norm)
     optimiser.step()
-    return float(loss.detach())
+    return float(likelihood.detach()), float(location.detach())
 
 
 def _batches(training: Sequence[Sample], recipe: Recipe, start: int, workers: int) -> Iterator[tuple[Tensor, ...]]:

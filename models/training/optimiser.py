@@ -13,7 +13,7 @@ from models.transformer import SpatialTransformer
 def build_optimiser(reader: nn.Module, table: OptimiserTable) -> torch.optim.Optimizer:
     """Parameters in groups: the transformers' own learn slowly, and vectors (norms, biases) do not decay.
 
-    Each group keeps its full learning rate in `base_lr`, which `set_learning_rate` scales.
+    Each group keeps its share of the learning rate in `share`, which `set_learning_rate` scales.
     """
     slow = {
         id(parameter)
@@ -27,7 +27,7 @@ def build_optimiser(reader: nn.Module, table: OptimiserTable) -> torch.optim.Opt
     settings = [
         {
             "params": parameters,
-            "base_lr": table.learning_rate * (table.localisation_factor if is_slow else 1),
+            "share": table.localisation_factor if is_slow else 1.0,
             "weight_decay": table.weight_decay if decays else 0.0,
         }
         for (is_slow, decays), parameters in groups.items()
@@ -38,19 +38,25 @@ def build_optimiser(reader: nn.Module, table: OptimiserTable) -> torch.optim.Opt
 
 
 def learning_rate_factor(step: int, table: ScheduleTable) -> float:
-    """What the learning rate is multiplied by at `step`: linear warm-up, then cosine to 0 or steps of 1/10."""
-    if step < table.warmup_steps:
-        return (step + 1) / table.warmup_steps
+    """What the learning rate is multiplied by at `step`: linear warm-up, then steps of 1/10, or cosine to 0.
+
+    With restarts, each of them begins anew with the warm-up (warm restarts: Loshchilov and Hutter 2017).
+    """
+    start = max(at for at in (0, *table.restarts) if at <= step)
+    end = min((at for at in table.restarts if at > step), default=table.steps)
+    done = step - start
+    if done < table.warmup_steps:
+        return (done + 1) / table.warmup_steps
     if table.name == "step":
-        return 0.1 ** (step // table.step_every) if table.step_every else 1.0
-    done = (step - table.warmup_steps) / max(1, table.steps - table.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * done))
+        return 0.1 ** (done // table.step_every) if table.step_every else 1.0
+    whole = end - start - table.warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (done - table.warmup_steps) / max(1, whole)))
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, factor: float) -> None:
-    """Scale every group's learning rate from its base."""
+def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float, *, shared: bool = True) -> None:
+    """Give every group its share of the rate, or all of it."""
     for group in optimiser.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = rate * (group["share"] if shared else 1)
 
 
 def averaged(reader: nn.Module, decay: float) -> AveragedModel:

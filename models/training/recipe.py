@@ -70,6 +70,8 @@ class LossTable(_Table):
 
     location: NonNegative = 0.0
     """Weight of the distance between the last transformer's box and the number's, where that is known."""
+    location_only: int = Field(0, ge=0)
+    """For so many first steps only the transformer learns, at the full rate, and nothing is read."""
 
 
 class OptimiserTable(_Table):
@@ -93,6 +95,8 @@ class ScheduleTable(_Table):
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     warmup_steps: int = Field(0, ge=0)
+    restarts: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """The steps, rising, at which the schedule begins anew."""
     step_every: int = Field(0, ge=0)
     """For `step`: the learning rate is divided by 10 every this many steps; 0: never."""
 
@@ -159,6 +163,8 @@ def load_recipe(name: str, steps: int | None = None) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
     if recipe.loss.location and not any(isinstance(module, SpatialTransformer) for module in reader.modules()):
         raise RecipeError(f"{path}: loss.location: {recipe.reader.name} has no transformer that could look anywhere")
+    if recipe.loss.location_only and not (recipe.loss.location and hasattr(reader, "locate")):
+        raise RecipeError(f"{path}: loss.location_only: that takes loss.location, and a compact reader")
     if steps is None:
         return recipe
     return recipe.model_copy(update={"schedule": recipe.schedule.model_copy(update={"steps": steps})})
