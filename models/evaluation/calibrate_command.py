@@ -18,9 +18,8 @@ from models.evaluation.calibration import Answers, Calibration, calibrate
 from models.evaluation.confidence import Acceptance, CalibrationError
 from models.evaluation.engines import RecordingEngine, load_engine
 from models.evaluation.evaluate import read_samples
-from models.evaluation.html_report import percent
 from models.evaluation.options import finite, open_data
-from models.evaluation.report import COVERAGE_ACCURACY
+from models.evaluation.report import COVERAGE_ACCURACY, percent
 from models.files import replacing
 from service.engine import Provider
 from service.reader import DEFAULT_MAX_BATCH_SIZE, Reader

@@ -20,9 +20,9 @@ from models.data.progress import progress_bar
 from models.data.sample import Sample
 from models.evaluation.engines import load_engine
 from models.evaluation.evaluate import read_samples
-from models.evaluation.html_report import html_report, percent
+from models.evaluation.html_report import html_report
 from models.evaluation.options import open_data
-from models.evaluation.report import COVERAGE_ACCURACY, Figures, Outcome, Report
+from models.evaluation.report import COVERAGE_ACCURACY, Figures, Outcome, Report, percent
 from models.evaluation.report_gallery import Galleries
 from service.engine import Engine, Provider
 from service.reader import DEFAULT_MAX_BATCH_SIZE, Reader

@@ -18,9 +18,8 @@ from models.data.sample import Sample
 from models.evaluation.comparison import LEAST_SAMPLES, SIGNIFICANCE, Comparison, Duel, Pair, Side
 from models.evaluation.engines import load_engine
 from models.evaluation.evaluate import read_samples
-from models.evaluation.html_report import percent
 from models.evaluation.options import finite, open_data
-from models.evaluation.report import COVERAGE_ACCURACY
+from models.evaluation.report import COVERAGE_ACCURACY, percent
 from service.engine import Provider
 from service.reader import DEFAULT_MAX_BATCH_SIZE, Reader
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models.evaluation.box_coverage import WHOLE_NUMBER
 from models.evaluation.charts import confidence_chart, coverage_chart, reliability_chart
-from models.evaluation.report import COVERAGE_ACCURACY, Figures, Outcome, Report
+from models.evaluation.report import COVERAGE_ACCURACY, Figures, Outcome, Report, percent
 from models.evaluation.report_gallery import Exhibit, Galleries, Gallery, picture
 from models.evaluation.statistics import BLANK
 from service.reader import Reader
@@ -91,11 +91,6 @@ def html_report(about: dict[str, str], report: Report, galleries: Galleries, rea
         },
         unreadable=[outcome for outcome in report.errors if outcome.error],
     )
-
-
-def percent(share: float | None) -> str:
-    """One decimal; a dash for what is not defined."""
-    return "-" if share is None else f"{share:.1%}"
 
 
 def _spelled(length: int) -> str:

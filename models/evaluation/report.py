@@ -226,6 +226,11 @@ def calibration(outcomes: Iterable[Outcome]) -> list[Bin | None]:
     return reliability(confidence, correct, np.ones(len(read)))
 
 
+def percent(share: float | None) -> str:
+    """One decimal; a dash for what is not defined."""
+    return "-" if share is None else f"{share:.1%}"
+
+
 def _grouped(outcomes: Iterable[Outcome], key: Callable[[Outcome], _Key]) -> dict[_Key, list[Outcome]]:
     groups: dict[_Key, list[Outcome]] = {}
     for outcome in outcomes:
