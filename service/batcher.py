@@ -1,24 +1,28 @@
 """The batcher: images of many callers, one batch at a time through the engine.
 
-It knows nothing of HTTP. Whenever the engine is free it takes what is waiting, up to `max_batch_size` images:
-under little load a batch is one image and nobody waits for company, under much load batches fill by themselves.
+It knows nothing of HTTP. Whenever the engine is free it takes what is waiting, up to `max_batch_size` images in the
+order they came: under little load a batch is one image and nobody waits for company, under much load batches fill by
+themselves, and a request of a hundred images shares them with a hundred requests of one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.drain_rate import DrainRate
 from service.engine import Outputs
-from service.errors import DeadlineExceeded, Draining, Internal, Overloaded
+from service.errors import DeadlineExceeded, Draining, Internal, Overloaded, ServiceError
+from service.observing import Dropped, tell, unheard
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +49,10 @@ class _Item:
 class Batcher:
     """Runs `infer` (uint8 [N, H, W, 3] -> Outputs) on batches, in a thread of its own.
 
-    `max_queue_images` bounds what waits, not what is being computed. `observe_batch` is told the size of every
-    batch. Use it from one event loop: `start`, then `submit` as often as you like, then `close`.
+    `max_queue_images` bounds what waits, not what is being computed. With `max_batch_delay_s` a batch that is not full
+    goes when its first image has waited so long, whatever comes after it. `observe_batch` is told the size of every
+    batch, `observe_dropped` why an image was not computed, `observe_rejected` how many images found no place; what
+    they raise is logged. Use it from one event loop: `start`, then `submit` as often as you like, then `close`.
     """
 
     def __init__(
@@ -55,13 +61,21 @@ class Batcher:
         *,
         max_batch_size: int,
         max_queue_images: int,
-        observe_batch: Callable[[int], None] = lambda _size: None,
+        max_batch_delay_s: float = 0.0,
+        observe_batch: Callable[[int], None] = unheard,
+        observe_dropped: Callable[[Dropped], None] = unheard,
+        observe_rejected: Callable[[int], None] = unheard,
     ) -> None:
         self._infer = infer
         self._max_batch_size = max_batch_size
         self._max_queue_images = max_queue_images
+        self._max_batch_delay_s = max_batch_delay_s
         self._observe_batch = observe_batch
-        self._waiting: deque[_Item] = deque()
+        self._observe_dropped = observe_dropped
+        self._observe_rejected = observe_rejected
+        # By future, in the order they came: a caller that leaves takes its images out at once.
+        self._waiting: OrderedDict[asyncio.Future[Answer], _Item] = OrderedDict()
+        self._rate = DrainRate()
         self._wake = asyncio.Event()
         self._closing = False
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -81,99 +95,152 @@ class Batcher:
     ) -> list[asyncio.Future[Answer]]:
         """Queues images, all or none, and gives one future per image.
 
-        `deadline` is in the event loop's time. An image whose future is cancelled, or whose deadline has passed
-        (DeadlineExceeded), is dropped before it is computed. A future fails with Internal when the engine fails
-        on that image, with Draining when the batcher closes first. Raises Overloaded or Draining.
+        `deadline` is in the event loop's time (`time.monotonic`). An image whose future is cancelled, or whose
+        deadline has passed (DeadlineExceeded), is dropped before it is computed. A future fails with Internal when
+        the engine fails on that image, with Draining when the batcher closes first. Raises Draining, and Overloaded
+        with the time that the queue takes to drain.
         """
         if self._closing:
             raise Draining("the service is stopping")
+        now = monotonic()
         if len(self._waiting) + len(images) > self._max_queue_images:
-            # Those whose caller has left take no one's place.
-            self._waiting = deque(item for item in self._waiting if not item.future.done())
-        if len(self._waiting) + len(images) > self._max_queue_images:
-            raise Overloaded(f"{len(self._waiting)} images are waiting; the limit is {self._max_queue_images}")
+            tell(self._observe_rejected, len(images))
+            raise Overloaded(
+                f"{len(self._waiting)} images are waiting; the limit is {self._max_queue_images}",
+                self._rate.retry_after_s(len(self._waiting), now),
+            )
         loop = asyncio.get_running_loop()
-        items = [_Item(pixels, loop.create_future(), deadline, perf_counter()) for pixels in images]
-        self._waiting.extend(items)
+        items = [_Item(pixels, loop.create_future(), deadline, now) for pixels in images]
+        for item in items:
+            item.future.add_done_callback(self._on_done)
+            self._waiting[item.future] = item
         self._wake.set()
         return [item.future for item in items]
 
     async def close(self) -> None:
         """Lets the running batch finish, refuses what still waits (Draining) and ends the thread."""
         self._closing = True
-        for item in self._waiting:
-            if not item.future.done():
-                item.future.set_exception(Draining("the service stopped before this image was read"))
-        self._waiting.clear()
+        self._refuse_waiting()
         self._wake.set()
         if self._task is not None:
-            await self._task
-        self._executor.shutdown()
+            # Not `await self._task`: who gives up waiting for the end must not take the running batch along.
+            await asyncio.wait([self._task])
+        self._executor.shutdown(wait=False)
 
     async def _run(self) -> None:
-        while True:
-            await self._wake.wait()
-            batch = self._take()
-            if batch:
-                await self._answer(batch)
-            elif self._closing:
-                return
-            else:
-                self._wake.clear()
+        try:
+            while not self._closing:
+                pause = self._pause()
+                if pause == 0:
+                    await self._serve(self._take())
+                else:
+                    self._rate.idle()
+                    await self._woken(pause)
+        finally:
+            # Also when the event loop ends without `close`.
+            self._closing = True
+            self._refuse_waiting()
+
+    def _pause(self) -> float | None:
+        """Seconds until the next batch goes, as far as is known: None while nothing waits."""
+        if not self._waiting:
+            return None
+        if len(self._waiting) >= self._max_batch_size:
+            return 0.0
+        first = next(iter(self._waiting.values()))
+        return max(0.0, first.arrived + self._max_batch_delay_s - monotonic())
+
+    async def _woken(self, pause: float | None) -> None:
+        """Until something has come in, or for `pause` seconds."""
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._wake.wait()
 
     def _take(self) -> list[_Item]:
         batch: list[_Item] = []
         while self._waiting and len(batch) < self._max_batch_size:
-            item = self._waiting.popleft()
-            if _still_wanted(item):
+            _, item = self._waiting.popitem(last=False)
+            if self._still_wanted(item):
                 batch.append(item)
         return batch
 
+    async def _serve(self, batch: list[_Item]) -> None:
+        """Sees to it that every future of the batch is done, and raises no Exception."""
+        self._rate.busy(monotonic())
+        try:
+            await self._answer(batch)
+        except Exception:
+            logger.exception("a batch was not computed")
+        finally:
+            _fail(batch, Internal, "the reader failed on this image")
+            self._rate.done(len(batch), monotonic())
+
     async def _answer(self, batch: list[_Item]) -> None:
-        error = await self._compute(batch)
-        if error is None:
-            return
-        if len(batch) > 1:
+        error = await self._compute(batch) if batch else None
+        if error is not None and len(batch) > 1:
             # One bad image must not take its neighbours with it: find out which one it was.
             logger.warning("a batch of %d images failed (%r); reading them one by one", len(batch), error)
             for item in batch:
-                if _still_wanted(item):
+                if self._still_wanted(item):
                     await self._answer([item])
-            return
-        logger.error("the engine failed on an image", exc_info=error)
-        if not batch[0].future.done():
-            batch[0].future.set_exception(Internal("the reader failed on this image"))
+        elif error is not None:
+            logger.error("the engine failed on an image", exc_info=error)
 
     async def _compute(self, batch: list[_Item]) -> BaseException | None:
+        """Answers the images of the batch, or gives what the engine raised."""
         loop = asyncio.get_running_loop()
-        started = perf_counter()
+        started = monotonic()
         pixels = [item.pixels for item in batch]
         result = await loop.run_in_executor(self._executor, _attempt, self._infer, pixels)
         if isinstance(result, BaseException):
             return result
-        self._observe_batch(len(batch))
-        elapsed = perf_counter() - started
+        tell(self._observe_batch, len(batch))
+        elapsed = monotonic() - started
         for item, outputs in zip(batch, result, strict=True):
-            if not item.future.done():
+            if outputs is None:
+                logger.error("the engine's outputs for an image are not finite numbers")
+            elif not item.future.done():
                 item.future.set_result(Answer(outputs, started - item.arrived, elapsed))
         return None
 
+    def _still_wanted(self, item: _Item) -> bool:
+        if item.future.done():
+            tell(self._observe_dropped, "cancelled")
+            return False
+        if item.deadline is not None and item.deadline <= monotonic():
+            item.future.set_exception(DeadlineExceeded("the deadline passed while the image waited to be read"))
+            tell(self._observe_dropped, "expired")
+            return False
+        return True
 
-def _still_wanted(item: _Item) -> bool:
-    if item.future.done():
-        return False
-    if item.deadline is not None and item.deadline <= asyncio.get_running_loop().time():
-        item.future.set_exception(DeadlineExceeded("the deadline passed while the image waited to be read"))
-        return False
-    return True
+    def _on_done(self, future: asyncio.Future[Answer]) -> None:
+        """What is done before it was taken was cancelled by its caller."""
+        if self._waiting.pop(future, None) is not None:
+            tell(self._observe_dropped, "cancelled")
+
+    def _refuse_waiting(self) -> None:
+        _fail(self._waiting.values(), Draining, "the service stopped before this image was read")
+        self._waiting.clear()
 
 
-def _attempt(infer: Infer, pixels: list[NDArray[np.uint8]]) -> list[Outputs] | BaseException:
-    """One row of outputs per image, or what went wrong: whatever an engine raises, the loop must go on."""
+def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> None:
+    """Gives the error to those who have no answer yet."""
+    for item in items:
+        if not item.future.done():
+            item.future.set_exception(error(detail))
+
+
+def _attempt(infer: Infer, pixels: list[NDArray[np.uint8]]) -> list[Outputs | None] | BaseException:
+    """Per image a row of outputs, or None where they are not finite; or what went wrong.
+
+    Whatever an engine raises or returns, the loop must go on.
+    """
     try:
         outputs = infer(np.stack(pixels))
-        if len(outputs.probabilities) != len(pixels):
-            raise RuntimeError(f"{len(outputs.probabilities)} answers for {len(pixels)} images")
-        return [outputs.part(index, index + 1) for index in range(len(pixels))]
+        finite = outputs.finite()
+        if len(finite) != len(pixels):
+            raise RuntimeError(f"{len(finite)} answers for {len(pixels)} images")
+        return [outputs.part(index, index + 1) if ok else None for index, ok in enumerate(finite)]
     except BaseException as error:
         return error

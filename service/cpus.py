@@ -9,33 +9,56 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
-def usable_cpus() -> int:
-    """CPUs this process may keep busy, at least 1. A quota of 2.5 CPUs gives 2: a third thread would be stopped
-    for half of every period, and the other two would wait for it."""
+@dataclass(frozen=True, slots=True)
+class CpuBudget:
+    """CPUs in the affinity mask, and CPUs' worth of time that the control group gives (None: no quota)."""
+
+    affinity: int
+    quota: float | None
+
+    @property
+    def usable(self) -> int:
+        """CPUs this process may keep busy, at least 1. A quota of 2.5 CPUs gives 2: a third thread would be stopped
+        for half of every period, and the other two would wait for it."""
+        return self.affinity if self.quota is None else max(1, min(self.affinity, int(self.quota)))
+
+    def __str__(self) -> str:
+        quota = "no quota" if self.quota is None else f"a quota of {self.quota:g}"
+        return f"{self.affinity} CPUs in the affinity mask, {quota}"
+
+
+def cpu_budget() -> CpuBudget:
+    """Of this process."""
     # os.sched_getaffinity does not exist on macOS and Windows, which have no control groups either.
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota(_CGROUP_ROOT, _MEMBERSHIP)
-    return affinity if quota is None else max(1, min(affinity, int(quota)))
+    return CpuBudget(affinity, cgroup_quota(_CGROUP_ROOT, _MEMBERSHIP))
+
+
+def usable_cpus() -> int:
+    """CPUs this process may keep busy, at least 1: see `CpuBudget.usable`."""
+    return cpu_budget().usable
 
 
 def cgroup_quota(root: Path, membership: Path) -> float | None:
     """The smallest CPU quota on the way from this process's control group up to the root; None without a quota.
 
-    Reads version 2 (`cpu.max`) and version 1 (`cpu.cfs_quota_us`, `cpu.cfs_period_us`). A container often sees
-    its own group mounted as the root while its membership names a path of the host: files that are not there
-    are passed over.
+    Reads version 2 (`cpu.max`), version 1 (`cpu.cfs_quota_us`, `cpu.cfs_period_us`), and both where they are mounted
+    side by side. A container often sees its own group mounted as the root while its membership names a path of the
+    host: files that are not there, or that say something else, are passed over.
     """
     quotas = [quota for folder in _groups(root, membership) if (quota := _quota_of(folder)) is not None]
     return min(quotas, default=None)
 
 
 def _groups(root: Path, membership: Path) -> Iterator[Path]:
+    """The folders that may hold a quota."""
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -44,14 +67,14 @@ def _groups(root: Path, membership: Path) -> Iterator[Path]:
         # "0::/path" is version 2; "4:cpu,cpuacct:/path" is a controller of version 1.
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            mount = root
+            mounts = [root, root / "unified"]  # the second beside version 1
         elif "cpu" in controllers.split(","):
-            mount = root / "cpu"
+            mounts = [root / "cpu", root / controllers]
         else:
             continue
-        group = PurePosixPath(path)
+        group = PurePosixPath("/") / path
         for ancestor in (group, *group.parents):
-            yield mount / ancestor.relative_to("/")
+            yield from (mount / ancestor.relative_to("/") for mount in mounts)
 
 
 def _quota_of(folder: Path) -> float | None:
@@ -61,7 +84,7 @@ def _quota_of(folder: Path) -> float | None:
         else:
             quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
             period = (folder / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
-    except OSError:
+        # Without a limit version 2 writes "max" and version 1 writes -1.
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
         return None
-    # Without a limit version 2 writes "max" and version 1 writes -1.
-    return None if quota in ("max", "-1") else int(quota) / int(period)

@@ -18,11 +18,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.artifact import INPUT_NAME, OUTPUT_NAMES, ArtifactError, ArtifactMetadata, parse_metadata
-from service.cpus import usable_cpus
+from service.cpus import cpu_budget
 
 logger = logging.getLogger(__name__)
 
 Provider = Literal["auto", "cuda", "cpu"]
+Spinning = Literal["auto", "on", "off"]
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
@@ -47,6 +48,15 @@ class Outputs:
     probabilities: NDArray[np.float32]
     theta: NDArray[np.float32]
     boxes: NDArray[np.float32]
+
+    def finite(self) -> NDArray[np.bool_]:
+        """[N]: whether every number for an image is one. Raises ValueError unless all three are for N images."""
+        arrays = (self.probabilities, self.theta, self.boxes)
+        if len({len(array) for array in arrays}) > 1:
+            raise ValueError(f"outputs for {', '.join(str(len(array)) for array in arrays)} images")
+        per_image = [np.isfinite(array).all(axis=tuple(range(1, array.ndim))) for array in arrays]
+        finite: NDArray[np.bool_] = np.logical_and.reduce(per_image)
+        return finite
 
     def part(self, start: int, stop: int) -> Outputs:
         """The outputs of the images [start, stop)."""
@@ -81,9 +91,10 @@ class OnnxEngine:
     """An artifact in an ONNX Runtime session.
 
     `provider`: "cpu"; "cuda", which refuses with ProviderError unless every node of the graph runs there; or
-    "auto", which takes CUDA where that works and otherwise the CPU, saying so in one log line. `intra_op_threads`
-    is for the CPU, by default as many as this process may use; `gpu_memory_mib` caps the arena on the GPU, which
-    never shrinks. Raises ArtifactError for a file that is missing or not an artifact.
+    "auto", which takes CUDA where that works and otherwise the CPU. `intra_op_threads` is for the CPU, by default as
+    many as this process may use, and `spinning` whether they stay busy while they wait for work ("auto": they do not;
+    `bench/batching.py` measures why); `gpu_memory_mib` caps the arena on the GPU, which never shrinks. One log line
+    says what was chosen and why. Raises ArtifactError for a file that is missing or not an artifact.
     """
 
     def __init__(
@@ -92,6 +103,7 @@ class OnnxEngine:
         provider: Provider = "auto",
         *,
         intra_op_threads: int | None = None,
+        spinning: Spinning = "auto",
         gpu_memory_mib: int = 4096,
     ) -> None:
         # Read once: the digest is then of the very bytes that run.
@@ -102,42 +114,46 @@ class OnnxEngine:
         self.sha256 = hashlib.sha256(model).hexdigest()
         # What ONNX Runtime would print about a missing GPU is said by the one line below, or by an exception.
         ort.set_default_logger_severity(_FATAL_ONLY)
-        self._session = self._cpu_session(path, model, intra_op_threads or usable_cpus())
+        budget = cpu_budget()
+        threads = intra_op_threads or budget.usable
+        self._session = _cpu_session(path, model, threads, spins=spinning == "on")
         self.metadata = _described(path, self._session)
+        level, reason = logging.INFO, "as the provider is set"
         if provider != "cpu":
             try:
                 self._session = _cuda_session(model, gpu_memory_mib)
             except ProviderError as error:
                 if provider == "cuda":
                     raise
-                logger.warning("running on the CPU: %s", error)
+                level, reason = logging.WARNING, str(error)
         self.provider: str = self._session.get_providers()[0]
-
-    @staticmethod
-    def _cpu_session(path: Path, model: bytes, threads: int) -> ort.InferenceSession:
-        options = _session_options()
-        options.intra_op_num_threads = threads
-        # Threads that spin while they wait for the next batch take the event loop's time.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            return ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
-        except Exception as error:  # ONNX Runtime's exceptions have no base class of their own.
-            raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_one_line(error)}") from error
+        if self.provider == CUDA:
+            logger.info("running on CUDA, every node of the model; at most %d MiB of its memory", gpu_memory_mib)
+        else:
+            source = f"there are {budget}" if intra_op_threads is None else "as set"
+            threads_line = f"{threads} threads ({source}), {'' if spinning == 'on' else 'not '}spinning"
+            logger.log(level, "running on the CPU: %s; %s", reason, threads_line)
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Engine.infer`."""
-        count = len(images)
-        if self.provider == CUDA:
-            # Each new batch size re-tunes every convolution: only powers of two are ever run.
-            padding = (1 << (count - 1).bit_length()) - count
-            images = np.concatenate([images, np.zeros((padding, *images.shape[1:]), np.uint8)])
         outputs = self._session.run(OUTPUT_NAMES, {INPUT_NAME: np.ascontiguousarray(images)})
-        return Outputs(*outputs).part(0, count)
+        return Outputs(*outputs)
 
 
-def _session_options() -> ort.SessionOptions:
+def _cpu_session(path: Path, model: bytes, threads: int, *, spins: bool) -> ort.InferenceSession:
+    options = _session_options(threads)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spins else "0")
+    try:
+        return ort.InferenceSession(model, options, providers=[CPU], enable_fallback=0)
+    except Exception as error:  # ONNX Runtime's exceptions have no base class of their own.
+        raise ArtifactError(f"{path}: ONNX Runtime cannot load it: {_one_line(error)}") from error
+
+
+def _session_options(threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
+    options.intra_op_num_threads = threads
+    # One node after the other: there is nothing for threads between nodes to do.
     options.inter_op_num_threads = 1
     return options
 
@@ -162,7 +178,8 @@ def _cuda_session(model: bytes, memory_mib: int) -> ort.InferenceSession:
     # It prints what it does not find; those names are the reason to report if the session then fails.
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         ort.preload_dlls()
-    options = _session_options()
+    # By default it would start one thread per core of the machine, which would spin, with nothing to do.
+    options = _session_options(threads=1)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     cuda_options: dict[str, Any] = {
         "cudnn_conv_algo_search": "HEURISTIC",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.artifact import ArtifactMetadata
 from service.decoding import Digit, decode
-from service.engine import Engine, OnnxEngine, Outputs
+from service.engine import CUDA, Engine, OnnxEngine, Outputs
 from service.geometry import Region, corners_in_pixels
 from service.imaging import View
 
@@ -50,6 +50,8 @@ class Reader:
     def __init__(self, engine: Engine, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE) -> None:
         self.engine = engine
         self.max_batch_size = max_batch_size
+        # Powers of two, and the largest.
+        self._sizes = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
 
     @property
     def metadata(self) -> ArtifactMetadata:
@@ -57,9 +59,20 @@ class Reader:
 
     def warm(self) -> None:
         """Runs the batch sizes that will be met, so that no caller waits for memory or kernels to be set up."""
-        sizes = {1 << power for power in range(self.max_batch_size.bit_length())} | {self.max_batch_size}
-        for size in sorted(sizes):
+        for size in self._sizes:
             self.engine.infer(np.zeros((size, *self.metadata.input_size, 3), np.uint8))
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        """`Engine.infer` for a batch of any size up to `max_batch_size`.
+
+        On CUDA every new batch size has each convolution choose its kernel once more, which takes longer than many
+        batches do: there a batch is filled up with black images to the next size that `warm` has run.
+        """
+        count = len(images)
+        size = next((size for size in self._sizes if size >= count), count)
+        if self.engine.provider == CUDA and size > count:
+            images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
+        return self.engine.infer(images).part(0, count)
 
     def read(self, views: Sequence[View], *, min_confidence: float | None = None, boxes: bool = True) -> list[Reading]:
         """One reading per view, in order.
@@ -69,6 +82,7 @@ class Reader:
         readings: list[Reading] = []
         for start in range(0, len(views), self.max_batch_size):
             chunk = views[start : start + self.max_batch_size]
+            # All pieces but the last have one size: padding would save nothing.
             outputs = self.engine.infer(np.stack([view.pixels for view in chunk]))
             regions = [view.region for view in chunk]
             readings += self.compose(outputs, regions, min_confidence=min_confidence, boxes=boxes)

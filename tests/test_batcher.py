@@ -134,6 +134,8 @@ def test_cancelled_images_leave_their_place_and_are_not_computed() -> None:
         left = batcher.submit([image(1)] * 8)
         for future in left:
             future.cancel()
+        await asyncio.sleep(0)
+        assert batcher.waiting == 0
         stayed = batcher.submit([image(2)] * 8)
         stayed[3].cancel()
         recorder.free.set()
@@ -193,6 +195,67 @@ def test_whatever_the_engine_does_the_loop_goes_on() -> None:
     asyncio.run(main())
 
 
+def test_an_image_whose_outputs_are_not_numbers_fails_alone() -> None:
+    def engine(images: NDArray[np.uint8]) -> Outputs:
+        answers = images[:, :1, 0, :1].astype(np.float32)
+        bad = np.where(answers == 2, np.inf, answers)
+        return Outputs(np.where(answers == 1, np.nan, answers), bad[..., None], bad[..., None])
+
+    async def main() -> None:
+        batcher = Batcher(engine, max_batch_size=4, max_queue_images=8)
+        batcher.start()
+        futures = batcher.submit([image(value) for value in range(4)])
+        results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
+        assert [isinstance(result, Internal) for result in results] == [False, True, True, False]
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_whatever_the_engine_returns_the_loop_goes_on() -> None:
+    one = np.zeros((1, 1, 1), np.float32)
+    returned: list[Any] = [None, 7, Outputs(one, one, one[:0]), Outputs(one[:0], one[:0], one[:0])]
+
+    async def main() -> None:
+        batcher = Batcher(lambda _images: returned.pop(), max_batch_size=2, max_queue_images=8)
+        batcher.start()
+        while returned:
+            with pytest.raises(Internal):
+                await asyncio.wait_for(batcher.submit([image(1)])[0], 10)
+        await batcher.close()
+
+    asyncio.run(main())
+
+
+def test_an_observer_that_fails_stops_nothing() -> None:
+    def broken(_event: object) -> None:
+        raise RuntimeError("broken")
+
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        (second,) = batcher.submit([image(1)])
+        (late,) = batcher.submit([image(2)], deadline=asyncio.get_running_loop().time() - 1)
+        with pytest.raises(Overloaded):
+            batcher.submit([image(3)] * 9)
+        recorder.free.set()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        assert await values([first, second]) == [0, 1]
+
+    run(test, observe_batch=broken, observe_dropped=broken, observe_rejected=broken)
+
+
+def test_a_caller_may_leave_while_its_image_is_being_computed() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        first.cancel()
+        (second,) = batcher.submit([image(1)])
+        recorder.free.set()
+        assert await values([second]) == [1]
+
+    assert run(test).batches == [[0], [1]]
+
+
 def test_images_of_different_shapes_do_not_spoil_each_other() -> None:
     async def test(batcher: Batcher, recorder: Recorder) -> None:
         first = await hold(batcher, recorder)
@@ -219,6 +282,50 @@ def test_closing_finishes_the_running_batch_and_refuses_the_rest() -> None:
         assert await values([running]) == [0]
         await asyncio.wait_for(closing, 10)
         assert recorder.batches == [[0]]
+
+    asyncio.run(main())
+
+
+def test_who_gives_up_closing_takes_no_batch_along() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder, max_batch_size=4, max_queue_images=8)
+        batcher.start()
+        running = await hold(batcher, recorder)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(batcher.close(), 0.01)
+        recorder.free.set()
+        assert await values([running]) == [0]
+        await asyncio.wait_for(batcher.close(), 10)
+
+    asyncio.run(main())
+
+
+def test_an_event_loop_that_ends_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        batcher = Batcher(recorder, max_batch_size=1, max_queue_images=8)
+        batcher.start()
+        running = await hold(batcher, recorder)
+        (waiting,) = batcher.submit([image(1)])
+        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "batcher"]
+        task.cancel()
+        results = await asyncio.wait_for(asyncio.gather(running, waiting, return_exceptions=True), 10)
+        assert [type(result) for result in results] == [Internal, Draining]
+        with pytest.raises(Draining):
+            batcher.submit([image(2)])
+        recorder.free.set()
+
+    asyncio.run(main())
+
+
+def test_a_batcher_that_never_started_can_be_closed() -> None:
+    async def main() -> None:
+        batcher = Batcher(Recorder(), max_batch_size=1, max_queue_images=8)
+        (waiting,) = batcher.submit([image(1)])
+        await batcher.close()
+        with pytest.raises(Draining):
+            await waiting
 
     asyncio.run(main())
 

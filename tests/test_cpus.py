@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import service.cpus
-from service.cpus import cgroup_quota, usable_cpus
+from service.cpus import CpuBudget, cgroup_quota, usable_cpus
 
 
 def group(folder: Path, **files: str) -> None:
@@ -49,6 +49,33 @@ def test_a_container_that_sees_its_own_group_as_the_root(tmp_path: Path) -> None
 def test_without_control_groups_there_is_no_quota(tmp_path: Path) -> None:
     assert cgroup_quota(tmp_path, tmp_path / "missing") is None
     assert cgroup_quota(tmp_path, membership(tmp_path, "0::/a")) is None
+
+
+def test_beside_version_1_version_2_is_mounted_as_unified(tmp_path: Path) -> None:
+    root = tmp_path / "fs"
+    group(root / "unified/a", cpu__max="150000 100000")
+    assert cgroup_quota(root, membership(tmp_path, "5:memory:/a", "0::/a")) == 1.5
+    group(root / "cpu,cpuacct/a", cpu__cfs_quota_us="50000", cpu__cfs_period_us="100000")
+    assert cgroup_quota(root, membership(tmp_path, "4:cpu,cpuacct:/a", "0::/a")) == 0.5
+
+
+def test_a_group_outside_the_namespace_has_the_quota_of_the_root(tmp_path: Path) -> None:
+    root = tmp_path / "fs"
+    group(root, cpu__max="300000 100000")
+    assert cgroup_quota(root, membership(tmp_path, "0::/../other/a")) == 3.0
+
+
+@pytest.mark.parametrize("text", ["", "max", "1 2 3", "many 100000", "100000 0", "-1 100000x"])
+def test_files_that_say_something_else_are_passed_over(tmp_path: Path, text: str) -> None:
+    root = tmp_path / "fs"
+    group(root, cpu__max="200000 100000")
+    group(root / "a", cpu__max=text)
+    assert cgroup_quota(root, membership(tmp_path, "0::/a")) == 2.0
+
+
+def test_the_budget_says_what_it_rests_on() -> None:
+    assert str(CpuBudget(8, None)) == "8 CPUs in the affinity mask, no quota"
+    assert str(CpuBudget(8, 2.5)) == "8 CPUs in the affinity mask, a quota of 2.5"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from serving import Sabotaged
 from tiny_reader import BOXES, SIZE, THETA, THRESHOLD, colour_of, metadata, write_artifact
 
 from service.artifact import METADATA_KEY, ArtifactError, parse_metadata
-from service.engine import OnnxEngine, Outputs, ProviderError
+from service.engine import OnnxEngine, Outputs
 from service.geometry import Region
 from service.imaging import View
 from service.reader import Reader
@@ -87,64 +86,6 @@ def test_the_digest_is_that_of_the_file(artifact: Path, engine: OnnxEngine) -> N
     assert engine.metadata == metadata()
 
 
-def test_the_session_is_sized_for_this_process_and_does_not_spin(artifact: Path) -> None:
-    options = OnnxEngine(artifact, "cpu", intra_op_threads=3)._session.get_session_options()
-    assert options.intra_op_num_threads == 3
-    assert options.inter_op_num_threads == 1
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-
-
-NO_CUDA = [
-    ("service.engine._installed", {"onnxruntime", "onnxruntime-gpu"}, "both installed"),
-    ("service.engine.ort.get_available_providers", ["CPUExecutionProvider"], "onnxruntime-gpu"),
-]
-
-
-@pytest.mark.parametrize(("name", "answer", "mention"), NO_CUDA)
-def test_cuda_is_refused_where_it_cannot_be_and_auto_says_so_once(
-    artifact: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-    name: str,
-    answer: object,
-    mention: str,
-) -> None:
-    monkeypatch.setattr(name, lambda: answer)
-    with pytest.raises(ProviderError, match=mention):
-        OnnxEngine(artifact, "cuda")
-    caplog.set_level(logging.DEBUG)
-    assert OnnxEngine(artifact, "auto").provider == "CPUExecutionProvider"
-    (record,) = caplog.records
-    assert record.getMessage().startswith("running on the CPU: ")
-    assert mention in record.getMessage()
-    caplog.clear()
-    OnnxEngine(artifact, "cpu")
-    assert not caplog.records
-    assert capfd.readouterr() == ("", "")
-
-
-def test_without_a_driver_auto_takes_the_cpu_without_a_word_of_the_runtimes_own(
-    artifact: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    def no_driver(name: str) -> None:
-        raise OSError(name)
-
-    monkeypatch.setattr("service.engine._installed", lambda: {"onnxruntime-gpu"})
-    monkeypatch.setattr("service.engine.ort.get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr("service.engine.ctypes.CDLL", no_driver)
-    with pytest.raises(ProviderError, match="NVIDIA driver"):
-        OnnxEngine(artifact, "cuda")
-    assert OnnxEngine(artifact, "auto").provider == "CPUExecutionProvider"
-    assert [record.getMessage() for record in caplog.records] == [
-        "running on the CPU: no NVIDIA driver was found (libcuda.so.1)"
-    ]
-    assert capfd.readouterr() == ("", "")
-
-
 def test_readings_are_those_of_the_pixels(engine: OnnxEngine) -> None:
     numbers = ["0", "19", "053", "", "999"]
     readings = Reader(engine).read([view(number) for number in numbers])
@@ -172,24 +113,30 @@ def test_warming_meets_the_sizes_that_will_come(engine: OnnxEngine, largest: int
     assert met == sizes
 
 
-def test_on_cuda_only_powers_of_two_are_run(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran: list[int] = []
-    padded = object.__new__(OnnxEngine)
-    padded.provider = "CUDAExecutionProvider"
-
-    class Session:
-        def run(self, names: list[str], feed: dict[str, NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-            ran.append(len(feed["images"]))
-            result: list[NDArray[np.float32]] = engine._session.run(names, feed)
-            return result
-
-    padded._session = Session()
-    for count in range(1, 10):
+@pytest.mark.parametrize(("largest", "ran"), [(16, [1, 2, 4, 4, 8, 8, 8, 8, 16]), (6, [1, 2, 4, 4, 6, 6]), (1, [1])])
+def test_on_cuda_only_the_warmed_sizes_are_run(engine: OnnxEngine, largest: int, ran: list[int]) -> None:
+    met: list[int] = []
+    on_cuda = Sabotaged(engine, lambda images: met.append(len(images)))
+    on_cuda.provider = "CUDAExecutionProvider"
+    reader = Reader(on_cuda, largest)
+    reader.warm()
+    warmed = set(met)
+    met.clear()
+    for count in range(1, len(ran) + 1):
         images = np.stack([pixels(str(number)) for number in range(count)])
-        outputs, expected = padded.infer(images), engine.infer(images)
-        np.testing.assert_array_equal(outputs.probabilities, expected.probabilities)
-        assert len(outputs.theta) == len(outputs.boxes) == count
-    assert ran == [1, 2, 4, 4, 8, 8, 8, 8, 16]
+        outputs, expected = reader.infer(images), engine.infer(images)
+        for field in ("probabilities", "theta", "boxes"):
+            np.testing.assert_array_equal(getattr(outputs, field), getattr(expected, field))
+    assert met == ran
+    assert set(met) <= warmed
+
+
+def test_on_the_cpu_a_batch_is_run_as_it_is(engine: OnnxEngine) -> None:
+    met: list[int] = []
+    reader = Reader(Sabotaged(engine, lambda images: met.append(len(images))), 8)
+    for count in range(1, 9):
+        reader.infer(np.stack([pixels(str(number)) for number in range(count)]))
+    assert met == list(range(1, 9))
 
 
 def test_the_threshold_is_the_artifacts_unless_another_is_given(engine: OnnxEngine) -> None:
@@ -225,6 +172,18 @@ def test_outputs_are_cut_and_joined_without_loss(engine: OnnxEngine) -> None:
     joined = Outputs.joined([outputs.part(start, stop) for start, stop in pairwise((0, 1, 3, 5))])
     for field in ("probabilities", "theta", "boxes"):
         np.testing.assert_array_equal(getattr(joined, field), getattr(outputs, field))
+
+
+def test_outputs_say_which_images_they_are_finite_for(engine: OnnxEngine) -> None:
+    outputs = engine.infer(np.stack([pixels(str(number)) for number in range(4)]))
+    assert outputs.finite().tolist() == [True] * 4
+    outputs.probabilities[0, 0, 0], outputs.theta[1, 0, 0, 0], outputs.boxes[3, 1, 3, 1] = np.nan, np.inf, -np.inf
+    assert outputs.finite().tolist() == [False, False, True, False]
+    nothing = np.zeros((2, 0, 2, 3), np.float32)
+    without = Outputs(outputs.probabilities[1:3], nothing, nothing)
+    assert without.finite().tolist() == [True, True]
+    with pytest.raises(ValueError, match="4, 4, 3"):
+        Outputs(outputs.probabilities, outputs.theta, outputs.boxes[1:]).finite()
 
 
 def test_the_tiny_reader_is_a_valid_model(artifact: Path) -> None:

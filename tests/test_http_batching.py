@@ -1,0 +1,135 @@
+"""Batching, seen from outside: what is full, what is dropped, and that the rest of the service answers meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from serving import Sabotaged, plain, problem_of, serving, wait_until
+
+from service.engine import OnnxEngine, Outputs
+from service.pictures import Item, Picture, prepare
+
+
+class HeldDecoder:
+    """Prepares pictures once it is let go; `begun` counts those it was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = 0
+        self.go_on = threading.Event()
+        monkeypatch.setattr("service.predictor.prepare", self._wait)
+
+    def _wait(self, picture: Picture, size: tuple[int, int], max_pixels: int) -> list[Item]:
+        self.begun += 1
+        self.go_on.wait()
+        return prepare(picture, size, max_pixels)
+
+
+@contextmanager
+def calling(client: httpx.Client, *numbers: str) -> Iterator[list[str]]:
+    """Callers that have sent one image each; what was read is in the list at the end."""
+    read: list[str] = []
+    with ThreadPoolExecutor(len(numbers)) as callers:
+        answers = [callers.submit(client.post, "/predict", content=plain(number)) for number in numbers]
+        yield read
+        read += [answer.result().json()["predictions"][0]["number"] for answer in answers]
+
+
+def decoding(client: httpx.Client) -> float:
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith("housenumber_decode_jobs ")]
+    return float(line.split()[1])
+
+
+def test_when_decoding_cannot_keep_up_the_service_is_overloaded_and_still_answers(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = HeldDecoder(monkeypatch)
+    with serving(engine, decode_threads=1, max_queue_images=2, max_images=2) as client:
+        try:
+            with calling(client, "1", "2") as read:
+                wait_until(lambda: decoding(client) == 2)
+                response = client.post("/predict", content=plain("3"))
+                assert problem_of(response) == (503, "overloaded")
+                assert 1 <= int(response.headers["retry-after"]) <= 60
+                assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+                held.go_on.set()
+            assert read == ["1", "2"]
+            assert client.post("/predict", content=plain("3")).status_code == 200
+        finally:
+            held.go_on.set()
+
+
+def test_a_caller_that_has_left_is_not_decoded(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = HeldDecoder(monkeypatch)
+    with serving(engine, decode_threads=1) as client:
+        try:
+            with calling(client, "1") as read:
+                wait_until(lambda: held.begun == 1)
+                with pytest.raises(httpx.ReadTimeout):
+                    client.post("/predict", content=plain("2"), timeout=0.5)
+                wait_until(lambda: decoding(client) == 1)
+                held.go_on.set()
+            assert read == ["1"]
+            assert client.post("/predict", content=plain("3")).status_code == 200
+            assert held.begun == 2
+        finally:
+            held.go_on.set()
+
+
+def test_an_image_past_its_deadline_is_not_decoded(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = HeldDecoder(monkeypatch)
+    with serving(engine, decode_threads=1) as client:
+        try:
+            with calling(client, "1") as read:
+                wait_until(lambda: held.begun == 1)
+                late = client.post("/predict", content=plain("2"), headers={"X-Request-Timeout-Ms": "50"})
+                assert problem_of(late) == (504, "deadline_exceeded")
+                held.go_on.set()
+            assert read == ["1"]
+            assert held.begun == 1
+        finally:
+            held.go_on.set()
+
+
+class NotANumber(Sabotaged):
+    """An engine whose outputs for the image "7" are not numbers."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        super().__init__(engine, lambda _images: None)
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        outputs = super().infer(images)
+        seven = images[:, 0, 0, 0] == 12 + 24 * 7
+        probabilities = np.where(seven[:, None, None], np.float32(np.nan), outputs.probabilities)
+        return Outputs(probabilities, outputs.theta, outputs.boxes)
+
+
+def test_what_is_not_a_number_is_an_error_and_never_an_answer(engine: OnnxEngine) -> None:
+    with serving(NotANumber(engine)) as client:
+        files = [("image", ("a.png", plain(number))) for number in ("1", "7", "2")]
+        predictions = client.post("/predict", files=files).json()["predictions"]
+        assert [prediction["number"] for prediction in predictions] == ["1", None, "2"]
+        assert predictions[1]["error"]["code"] == "internal"
+        assert problem_of(client.post("/predict", content=plain("7"))) == (500, "internal")
+
+
+def test_with_a_delay_a_batch_waits_for_others_and_is_read_together(engine: OnnxEngine) -> None:
+    sizes: list[int] = []
+
+    def note(images: NDArray[np.uint8]) -> None:
+        if images.any():
+            sizes.append(len(images))
+
+    with (
+        serving(Sabotaged(engine, note), max_batch_size=2, max_batch_delay_ms=10_000) as client,
+        calling(client, "1", "2") as read,
+    ):
+        pass
+    assert sorted(read) == ["1", "2"]
+    assert sizes == [2]
