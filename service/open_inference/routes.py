@@ -1,0 +1,184 @@
+"""The routes under `/v2`: the Open Inference Protocol over the same batcher, limits and keys as `/predict`."""
+
+# No `from __future__ import annotations`: FastAPI could not resolve the local names in the routes' annotations.
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import perf_counter
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, HTTPException, Request, Response
+
+from service.access import Access
+from service.disconnect import while_connected
+from service.errors import DeadlineExceeded, ServiceError
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.open_inference import PREFIX
+from service.open_inference.calls import read_call, write_answer
+from service.open_inference.compression import accepted_encoding, compressed
+from service.open_inference.descriptions import model_config, model_metadata, model_stats, server_metadata
+from service.open_inference.schemas import (
+    ErrorResponse,
+    InferRequest,
+    InferResponse,
+    ModelMetadata,
+    ModelReady,
+    ServerLive,
+    ServerMetadata,
+    ServerReady,
+    StatsResponse,
+)
+from service.predictor import Predictor
+from service.requests import read_body
+from service.schemas import Timing
+from service.settings import Settings
+
+JSON_LENGTH = "Inference-Header-Content-Length"
+
+FindModel = Callable[..., Awaitable[Predictor]]
+
+_FAILURE: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "What went wrong"}}
+_INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": f"JSON alone, or JSON of {JSON_LENGTH} bytes and then the inputs' tensors in binary.",
+        "content": {
+            "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+def protocol_router(settings: Settings, lifecycle: Lifecycle, access: Access, metrics: Metrics) -> APIRouter:
+    """The protocol's routes. Health is for everybody; all else needs a key where there are keys."""
+    router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
+    with_key = [Depends(access.authorise)]
+
+    async def newest(name: str) -> Predictor:
+        return _served(lifecycle, name, None)
+
+    async def versioned(name: str, version: str) -> Predictor:
+        return _served(lifecycle, name, version)
+
+    @router.get("/", include_in_schema=False, dependencies=with_key)
+    @router.get("", summary="The service", dependencies=with_key, responses=_FAILURE)
+    async def server() -> ServerMetadata:
+        try:
+            return server_metadata(lifecycle.admit().model.provider)
+        except ServiceError:
+            return server_metadata(None)
+
+    @router.get("/health/live", summary="The process answers")
+    async def live() -> ServerLive:
+        return ServerLive(live=True)
+
+    @router.get("/health/ready", summary="The model is ready", responses=_FAILURE)
+    async def ready() -> ServerReady:
+        lifecycle.admit()
+        return ServerReady(live=True, ready=True)
+
+    @router.get("/models/stats", summary="Counters of all models", dependencies=with_key, responses=_FAILURE)
+    async def stats() -> StatsResponse:
+        return StatsResponse(model_stats=[model_stats(lifecycle.admit())])
+
+    _add_model(router, "/models/{name}", newest, settings, with_key)
+    _add_model(router, "/models/{name}/versions/{version}", versioned, settings, with_key)
+    _add_infer(router, "/models/{name}/infer", newest, settings, lifecycle, access, metrics)
+    _add_infer(router, "/models/{name}/versions/{version}/infer", versioned, settings, lifecycle, access, metrics)
+    return router
+
+
+def _served(lifecycle: Lifecycle, name: str, version: str | None) -> Predictor:
+    predictor = lifecycle.admit()
+    model = predictor.model
+    if name != model.name or version not in (None, model.version):
+        asked = name if version is None else f"{name} version {version}"
+        raise HTTPException(404, f"no model {asked[:80]}; there is {model.name} version {model.version}")
+    return predictor
+
+
+def _add_model(router: APIRouter, path: str, find: FindModel, settings: Settings, with_key: list[Any]) -> None:
+    options: dict[str, Any] = {"dependencies": with_key, "responses": _FAILURE}
+
+    @router.get(path, summary="A model, its inputs and outputs", **options)
+    async def metadata(predictor: Annotated[Predictor, Depends(find)]) -> ModelMetadata:
+        return model_metadata(predictor)
+
+    @router.get(f"{path}/ready", summary="A model is ready", responses=_FAILURE)
+    async def ready(predictor: Annotated[Predictor, Depends(find)]) -> ModelReady:
+        return ModelReady(name=predictor.model.name, ready=True)
+
+    @router.get(f"{path}/config", summary="A model's configuration, as Triton writes it", **options)
+    async def config(predictor: Annotated[Predictor, Depends(find)]) -> dict[str, Any]:
+        return model_config(predictor, settings)
+
+    @router.get(f"{path}/stats", summary="A model's counters", **options)
+    async def stats(predictor: Annotated[Predictor, Depends(find)]) -> StatsResponse:
+        return StatsResponse(model_stats=[model_stats(predictor)])
+
+
+def _add_infer(
+    router: APIRouter,
+    path: str,
+    find: FindModel,
+    settings: Settings,
+    lifecycle: Lifecycle,
+    access: Access,
+    metrics: Metrics,
+) -> None:
+    @router.post(
+        path,
+        summary="Read images, given and answered as tensors",
+        response_model=InferResponse,
+        dependencies=[Depends(access.authorise)],
+        responses=_FAILURE,
+        openapi_extra=_INFER,
+    )
+    async def infer(
+        request: Request,
+        predictor: Annotated[Predictor, Depends(find)],
+        inference_header_content_length: Annotated[
+            int | None, Header(ge=0, description="Bytes of JSON; by default the whole body.")
+        ] = None,
+        x_request_timeout_ms: Annotated[
+            int | None, Header(gt=0, description="The caller's deadline, in milliseconds from now.")
+        ] = None,
+    ) -> Response:
+        started = perf_counter()
+        arrived = asyncio.get_running_loop().time()
+        timeout_s = min(x_request_timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
+        try:
+            async with asyncio.timeout_at(arrived + timeout_s) as until_deadline:
+                body = await read_body(
+                    request, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
+                )
+                read = partial(
+                    read_call,
+                    encoding=request.headers.get("content-encoding", ""),
+                    json_bytes=inference_header_content_length,
+                    model=predictor.metadata,
+                    max_body_bytes=settings.max_body_bytes,
+                    max_images=settings.max_images,
+                )
+                (call,) = await lifecycle.pool.map(read, [body], arrived + timeout_s)
+                access.charge(request, len(call.images))
+                timeout_s = min(call.timeout_s or timeout_s, timeout_s)
+                deadline = arrived + timeout_s
+                until_deadline.reschedule(deadline)
+                inferred = await while_connected(request, predictor.infer(call.images, deadline=deadline))
+        except TimeoutError:
+            raise DeadlineExceeded(f"no answer within {timeout_s * 1000:g} ms") from None
+        answer, json_bytes = write_answer(call, inferred, predictor.model)
+        headers = {} if json_bytes is None else {JSON_LENGTH: str(json_bytes)}
+        if encoding := accepted_encoding(request.headers.get("accept-encoding", "")):
+            answer = compressed(answer, encoding)
+            headers["Content-Encoding"] = encoding
+        request.state.timing = timing = Timing.of(inferred, perf_counter() - started)
+        metrics.observe_timing(timing)
+        for _ in inferred.readings:
+            metrics.observe_image("ok")
+        media_type = "application/json" if json_bytes is None else "application/octet-stream"
+        return Response(answer, headers=headers, media_type=media_type)
