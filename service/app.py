@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -13,14 +12,15 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 
+from service.access import Access
 from service.disconnect import while_connected
 from service.engine import Engine
-from service.errors import BadRequest, DeadlineExceeded, Unauthorized
+from service.errors import BadRequest, DeadlineExceeded
 from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
+from service.open_inference.routes import protocol_router
 from service.openapi import PREDICT, problems, use_schema
 from service.pictures import parse_region
 from service.problems import RequestContext, handle_errors
@@ -30,19 +30,19 @@ from service.settings import Settings
 
 _PARAMETERS = {"region", "min_confidence", "boxes"}
 
-_bearer = HTTPBearer(auto_error=False, description="One of the service's API keys, where it has any.")
-_key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, in a header of its own.")
-
 
 def create_app(
     settings: Settings, load: Callable[[], Engine], on_failure: Callable[[], None] = lambda: None
 ) -> FastAPI:
     """The app; `load` makes its engine, in the background, once the app has started.
 
-    `app.state.lifecycle` is its `Lifecycle`; `on_failure` is called when the engine cannot be made.
+    `app.state.lifecycle` is its `Lifecycle`, `app.state.access` its `Access`; `on_failure` is called when the engine
+    cannot be made. Raises KeysError.
     """
     metrics = Metrics()
+    access = Access(settings, metrics)
     lifecycle = Lifecycle(load, settings, metrics, on_failure)
+    metrics.watch_decoding(lambda: lifecycle.pool.jobs)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -59,33 +59,23 @@ def create_app(
         lifespan=lifespan,
     )
     app.state.lifecycle = lifecycle
+    app.state.access = access
     app.add_middleware(RequestContext, metrics=metrics)
     handle_errors(app)
     use_schema(app)
-    _add_predict(app, settings, lifecycle, metrics)
+    _add_predict(app, settings, lifecycle, access, metrics)
+    app.include_router(protocol_router(settings, lifecycle, access, metrics))
     _add_operations(app, lifecycle, metrics)
     return app
 
 
-def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, metrics: Metrics) -> None:
-    keys = [key.get_secret_value().encode() for key in settings.api_keys]
-
-    async def authorise(
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        header: Annotated[str | None, Depends(_key_header)],
-    ) -> None:
-        offered = [key.encode() for key in (bearer.credentials if bearer else None, header) if key]
-        # Every pair is compared, in constant time each: how long it takes says nothing about the keys.
-        matches = [hmac.compare_digest(key, offer) for key in keys for offer in offered]
-        if keys and not any(matches):
-            raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
-
+def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access: Access, metrics: Metrics) -> None:
     @app.post(
         "/predict",
         summary="Read the house numbers of one or more images",
         response_model=PredictResponse,
-        dependencies=[Depends(authorise)],
-        responses=problems(400, 401, 413, 415, 422, 500, 503, 504),
+        dependencies=[Depends(access.authorise)],
+        responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=PREDICT,
     )
     async def predict(
@@ -121,21 +111,18 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, metrics
                     request,
                     regions,
                     max_body_bytes=settings.max_body_bytes,
+                    body_timeout_s=settings.body_timeout_s,
                     max_images=settings.max_images,
                     pool=lifecycle.pool,
                 )
+                access.charge(request, sum(picture.items for picture in pictures))
                 predicted = await while_connected(
                     request,
                     predictor.predict(pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline),
                 )
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {timeout_ms} ms") from None
-        timing = Timing(
-            decode=_milliseconds(predicted.decode_s),
-            queue=_milliseconds(predicted.queue_s),
-            inference=_milliseconds(predicted.inference_s),
-            total=_milliseconds(perf_counter() - started),
-        )
+        request.state.timing = timing = Timing.of(predicted, perf_counter() - started)
         metrics.observe_timing(timing)
         for prediction in predicted.predictions:
             metrics.observe_image(prediction.error.code if prediction.error else "ok")
@@ -167,7 +154,3 @@ def _add_operations(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> Non
     @app.get("/", include_in_schema=False, response_class=HTMLResponse)
     async def index() -> str:
         return page
-
-
-def _milliseconds(seconds: float) -> float:
-    return round(seconds * 1000, 3)

@@ -16,10 +16,12 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
+from service import logs
 from service.drawing import draw
 from service.engine import OnnxEngine, Provider
 from service.errors import BadRequest, ServiceError
 from service.imaging import Photo, View
+from service.keys import KeysError
 from service.pictures import Item, Picture, parse_region, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction, Predictions, Rectangle, first_mistake
@@ -47,6 +49,8 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _metavar(annotation: Any) -> str:
+    if Path in get_args(annotation):
+        return "FILE"
     if get_origin(annotation) is Literal:
         return f"[{'|'.join(get_args(annotation))}]"
     return {str: "TEXT", float: "NUMBER", Path: "FILE"}.get(annotation, "INTEGER")
@@ -66,7 +70,7 @@ def _settings(**flags: Any) -> Settings:
 @click.command(
     short_help="Serve readings over HTTP.",
     epilog=f"Every flag is also a variable, {ENV_PREFIX}PORT for --port; a flag wins. API keys are only read from"
-    f" {ENV_PREFIX}API_KEYS. Exit codes: 0 stopped by a signal; 2 wrong usage; 3 cannot listen; "
+    f" {ENV_PREFIX}API_KEYS and from a file. Exit codes: 0 stopped by a signal; 2 wrong usage; 3 cannot listen; "
     f"{EXIT_MODEL} the model cannot be loaded or the provider cannot run it.",
 )
 @_settings_options
@@ -77,13 +81,14 @@ def serve(ctx: click.Context, /, **flags: Any) -> None:
     The port opens at once; /readyz answers 503 until the model is loaded and warmed.
     """
     settings = _settings(**flags)
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)-8s %(message)s", stream=sys.stderr
-    )
+    logs.configure(settings.log_level, settings.log_format)
     # Imported here: `predict` needs no web framework.
     from service.server import Server
 
-    server = Server(settings)
+    try:
+        server = Server(settings)
+    except KeysError as error:
+        raise click.UsageError(f"the API keys: {error}") from error
     server.run()
     if server.model_failed:
         ctx.exit(EXIT_MODEL)
@@ -138,6 +143,7 @@ def predict(
         settings.model,
         settings.provider,
         intra_op_threads=settings.intra_op_threads,
+        spinning=settings.spinning,
         gpu_memory_mib=settings.gpu_memory_mib,
     )
     reader = Reader(engine, settings.max_batch_size)

@@ -32,6 +32,12 @@ class Unauthorized(ServiceError):
     code, status, title = "unauthorized", 401, "A valid API key is needed"
 
 
+class RequestTimeout(ServiceError):
+    """The rest of the request does not come."""
+
+    code, status, title = "request_timeout", 408, "The request did not come to its end"
+
+
 class TooLarge(ServiceError):
     """Body bytes, pixels or images per request are over the limit."""
 
@@ -62,6 +68,12 @@ class Unavailable(ServiceError):
     def __init__(self, detail: str, retry_after_s: int = 1) -> None:
         super().__init__(detail)
         self.retry_after_s = retry_after_s
+
+
+class RateLimited(Unavailable):
+    """The caller sends more images than it may."""
+
+    code, status, title = "rate_limited", 429, "Too many images"
 
 
 class Overloaded(Unavailable):

@@ -60,6 +60,10 @@ _MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdd\xe0-\xef\xfe]")
 _EOI, _SOS = b"\xff\xd9", b"\xff\xda"
 
+# The largest photographs have some thousands, of 8 KiB each. A chunk takes 12 bytes besides its data, and 6 us.
+_MAX_PNG_CHUNKS = 50_000
+_PNG_SIGNATURE_BYTES, _PNG_CHUNK_BYTES = 8, 12
+
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -77,6 +81,8 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             _check_pixels(*_webp_size(data), max_pixels)
         if image_format == "JPEG":
             _check_jpeg_effort(data)
+        if image_format == "PNG":
+            _check_png_effort(data)
         image = _PLUGINS[image_format][1](io.BytesIO(data))
         _check_pixels(*image.size, max_pixels)
         return image
@@ -136,6 +142,16 @@ def _check_jpeg_effort(data: bytes) -> None:
         if scans > _MAX_JPEG_SCANS or segments > _MAX_JPEG_SEGMENTS:
             raise BadImage("the JPEG image has far more segments or scans than a photograph")
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+
+
+def _check_png_effort(data: bytes) -> None:
+    """Refuse a PNG with a million chunks, each of which Pillow handles in Python."""
+    at = _PNG_SIGNATURE_BYTES
+    for _ in range(_MAX_PNG_CHUNKS):
+        if at >= len(data):
+            return
+        at += _PNG_CHUNK_BYTES + int.from_bytes(data[at : at + 4], "big")
+    raise BadImage("the PNG image has far more chunks than a photograph")
 
 
 def _silence_pillow() -> None:

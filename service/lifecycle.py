@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from enum import Enum
+from functools import partial
 
 from service.artifact import ArtifactError
 from service.cpus import usable_cpus
@@ -44,7 +45,12 @@ class Lifecycle:
         metrics: Metrics,
         on_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        self.pool = DecodePool(settings.decode_threads or usable_cpus(), settings.max_queue_images)
+        self.pool = DecodePool(
+            settings.decode_threads or usable_cpus(),
+            settings.max_queue_images,
+            observe_dropped=partial(metrics.observe_dropped, "decode"),
+            observe_rejected=partial(metrics.observe_rejected, "decode"),
+        )
         self._load = load
         self._settings = settings
         self._metrics = metrics

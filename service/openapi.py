@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.imaging import FORMATS
 from service.multipart import PART_NAME
+from service.open_inference.schemas import InferRequest
 from service.problems import MEDIA_TYPE
 from service.schemas import PredictRequest, Problem
 
@@ -49,7 +50,10 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def use_schema(app: FastAPI) -> None:
     """Adds the schemas that the above refers to to the app's own."""
     own = app.openapi
-    _, extra = models_json_schema([(PredictRequest, "validation"), (Problem, "serialization")], ref_template=_REFERENCE)
+    _, extra = models_json_schema(
+        [(PredictRequest, "validation"), (InferRequest, "validation"), (Problem, "serialization")],
+        ref_template=_REFERENCE,
+    )
 
     def openapi() -> dict[str, Any]:
         schema = own()

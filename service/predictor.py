@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
+from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
+from service.artifact import ArtifactMetadata
 from service.batcher import Answer, Batcher
 from service.decode_pool import DecodePool
 from service.engine import Outputs
 from service.errors import Internal, ServiceError
+from service.geometry import Region
 from service.imaging import View
 from service.metrics import Metrics
 from service.pictures import Picture, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
 from service.settings import Settings
+from service.statistics import Stages, Statistics
 
 
-@dataclass(frozen=True, slots=True)
-class Predicted:
-    """Predictions in the order asked, and the seconds of the stages (see `schemas.Timing`)."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predicted(Stages):
+    """Predictions in the order asked."""
 
     predictions: list[Prediction]
-    decode_s: float
-    queue_s: float
-    inference_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inferred(Stages):
+    """The artifact's own outputs for N images, and what they read as."""
+
+    outputs: Outputs
+    readings: list[Reading]
+
+
+Answered = TypeVar("Answered", bound=Stages)
+Kept = TypeVar("Kept", View, Reading)
 
 
 class Predictor:
@@ -35,17 +51,27 @@ class Predictor:
 
     def __init__(self, reader: Reader, pool: DecodePool, settings: Settings, metrics: Metrics) -> None:
         self.model = ModelInfo.of(reader)
+        self.statistics = Statistics()
         self._reader = reader
         self._pool = pool
         self._prepare = partial(prepare, size=reader.metadata.input_size, max_pixels=settings.max_pixels)
         self._batcher = Batcher(
-            reader.engine.infer,
+            self.statistics.timing(reader.infer),
             max_batch_size=settings.max_batch_size,
             max_queue_images=settings.max_queue_images,
+            max_batch_delay_s=settings.max_batch_delay_ms / 1000,
             observe_batch=metrics.observe_batch,
+            observe_dropped=partial(metrics.observe_dropped, "queue"),
+            observe_rejected=partial(metrics.observe_rejected, "queue"),
         )
         self._batcher.start()
+        self._observe_reading = metrics.observe_reading
         metrics.watch_queue(lambda: self._batcher.waiting)
+        metrics.show_model(self.model)
+
+    @property
+    def metadata(self) -> ArtifactMetadata:
+        return self._reader.metadata
 
     async def close(self) -> None:
         await self._batcher.close()
@@ -58,8 +84,31 @@ class Predictor:
         What is wrong with one of several pictures stands in its predictions. Raises ServiceError for what is
         wrong with a request's only picture and for what concerns the request as a whole.
         """
+        return await self._counted(self._predict(pictures, min_confidence, boxes, deadline))
+
+    async def infer(self, images: Sequence[Picture] | NDArray[np.uint8], *, deadline: float) -> Inferred:
+        """The artifact's outputs for pictures, each as a whole, or for views as the artifact takes them.
+
+        Views are uint8 [N, input_height, input_width, 3]. Raises ServiceError, also where only one image is to blame:
+        then it says which.
+        """
+        return await self._counted(self._infer(images, deadline))
+
+    async def _counted(self, work: Coroutine[Any, Any, Answered]) -> Answered:
         started = perf_counter()
-        items = [item for group in await self._pool.map(self._prepare, pictures) for item in group]
+        try:
+            answered = await work
+        except BaseException:
+            self.statistics.failed(perf_counter() - started)
+            raise
+        self.statistics.succeeded(perf_counter() - started, answered)
+        return answered
+
+    async def _predict(
+        self, pictures: Sequence[Picture], min_confidence: float | None, boxes: bool, deadline: float
+    ) -> Predicted:
+        started = perf_counter()
+        items = [item for group in await self._pool.map(self._prepare, pictures, deadline) for item in group]
         decode_s = perf_counter() - started
         if len(pictures) == 1:
             _refuse([item.view for item in items])
@@ -67,18 +116,46 @@ class Predictor:
         views = [item.view for item in items if isinstance(item.view, View)]
         futures = self._batcher.submit([view.pixels for view in views], deadline)
         results = await asyncio.gather(*futures, return_exceptions=True)
+        answered_at = perf_counter()
         readings = iter(self._readings(views, results, min_confidence, boxes))
         answers = [next(readings) if isinstance(item.view, View) else item.view for item in items]
 
         if len(pictures) == 1:
             _refuse(answers)
-        answered = [result for result in results if isinstance(result, Answer)]
+        queue_s, inference_s = _of_the_last([result for result in results if isinstance(result, Answer)])
         return Predicted(
-            [item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)],
+            predictions=[item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)],
             decode_s=decode_s,
-            queue_s=max((answer.queue_s for answer in answered), default=0.0),
-            inference_s=max((answer.inference_s for answer in answered), default=0.0),
+            queue_s=queue_s,
+            inference_s=inference_s,
+            compose_s=perf_counter() - answered_at,
         )
+
+    async def _infer(self, images: Sequence[Picture] | NDArray[np.uint8], deadline: float) -> Inferred:
+        started = perf_counter()
+        views = await self._views(images, deadline)
+        decode_s = perf_counter() - started
+        futures = self._batcher.submit([view.pixels for view in views], deadline)
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        answered_at = perf_counter()
+        readings = _unfailed(self._readings(views, results, None, boxes=False))
+        answered = [result for result in results if isinstance(result, Answer)]
+        queue_s, inference_s = _of_the_last(answered)
+        return Inferred(
+            outputs=Outputs.joined([answer.outputs for answer in answered]),
+            readings=readings,
+            decode_s=decode_s,
+            queue_s=queue_s,
+            inference_s=inference_s,
+            compose_s=perf_counter() - answered_at,
+        )
+
+    async def _views(self, images: Sequence[Picture] | NDArray[np.uint8], deadline: float) -> list[View]:
+        if isinstance(images, np.ndarray):
+            height, width = self.metadata.input_size
+            return [View(pixels, Region.whole(width, height)) for pixels in images]
+        items = [item for group in await self._pool.map(self._prepare, images, deadline) for item in group]
+        return _unfailed([item.view for item in items])
 
     def _readings(
         self,
@@ -97,8 +174,15 @@ class Predictor:
             outputs = Outputs.joined([outputs for _, outputs in read])
             regions = [view.region for view, _ in read]
             composed = self._reader.compose(outputs, regions, min_confidence=min_confidence, boxes=boxes)
+        for reading in composed:
+            self._observe_reading(reading)
         in_order = iter(composed)
         return [result if isinstance(result, Internal) else next(in_order) for result in results]
+
+
+def _of_the_last(answers: Sequence[Answer]) -> tuple[float, float]:
+    """Seconds of the wait and of the batch of the image that was answered last; 0 where none was."""
+    return max(((answer.queue_s, answer.inference_s) for answer in answers), key=sum, default=(0.0, 0.0))
 
 
 def _refuse(answers: Sequence[object]) -> None:
@@ -106,3 +190,13 @@ def _refuse(answers: Sequence[object]) -> None:
     for answer in answers:
         if isinstance(answer, ServiceError):
             raise answer
+
+
+def _unfailed(results: Sequence[Kept | ServiceError]) -> list[Kept]:
+    """All results, one per image; or the first error is raised, and says which image's it is."""
+    kept: list[Kept] = []
+    for index, result in enumerate(results):
+        if isinstance(result, ServiceError):
+            raise type(result)(f"image {index}: {result.detail}") from result
+        kept.append(result)
+    return kept

@@ -1,10 +1,13 @@
-"""Errors as `application/problem+json`, and the middleware that gives every request its id and counts it."""
+"""Errors as `application/problem+json`, and the middleware that gives every request its id, counts and logs it."""
 
 from __future__ import annotations
 
 import logging
 import re
+from contextlib import nullcontext
 from http import HTTPStatus
+from time import perf_counter
+from typing import Any
 from uuid import uuid4
 
 from fastapi import FastAPI
@@ -15,11 +18,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import BadRequest, Internal, ServiceError, Unauthorized, Unavailable
+from service.errors import BadRequest, Internal, RequestTimeout, ServiceError, Unauthorized, Unavailable
 from service.metrics import Metrics
+from service.open_inference import PREFIX
+from service.open_inference.schemas import ErrorResponse
 from service.schemas import Problem, first_mistake
 
 logger = logging.getLogger(__name__)
+access_logger = logging.getLogger("service.access_log")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -27,16 +33,23 @@ MEDIA_TYPE = "application/problem+json"
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499
 
+# Asked every few seconds by machines: not work, and no news as long as the answer is the same.
+_PROBES = {"/livez", "/readyz", "/metrics", f"{PREFIX}/health/live", f"{PREFIX}/health/ready"}
+
 
 def handle_errors(app: FastAPI) -> None:
-    """Has the app answer every error, its own and the framework's, with a problem."""
+    """Has the app answer every error, its own and the framework's, with a problem, or as the protocol of `/v2` says."""
     app.add_exception_handler(ServiceError, _on_service_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(RequestValidationError, _on_bad_parameter)
 
 
 class RequestContext:
-    """ASGI middleware: `X-Request-ID` echoed or made, faults turned into a 500, every request counted."""
+    """ASGI middleware: `X-Request-ID` echoed or made, faults turned into a 500, every request counted and logged.
+
+    What only a route knows of its request it leaves in `request.state`: `key` (the API key's name), `images` and
+    `timing`.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -50,6 +63,8 @@ class RequestContext:
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        is_probe = scope["path"] in _PROBES
+        started = perf_counter()
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -60,7 +75,8 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with nullcontext() if is_probe else self._metrics.request_in_flight():
+                await self._app(scope, receive, send_with_id)
         except ClientDisconnect:
             status, state["problem_code"] = _CLIENT_CLOSED_REQUEST, "client_closed_request"
         except Exception:
@@ -71,7 +87,26 @@ class RequestContext:
             await response(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.observe_request(route, status, state.get("problem_code", "ok"))
+            code = state.get("problem_code", "ok")
+            self._metrics.observe_request(route, status, code)
+            if access_logger.isEnabledFor(level := logging.DEBUG if is_probe else logging.INFO):
+                fields = _access_fields(route, status, code, perf_counter() - started, state)
+                access_logger.log(level, "%s %s", scope["method"], route, extra={"fields": fields})
+
+
+def _access_fields(route: str, status: int, code: str, seconds: float, state: dict[str, Any]) -> dict[str, Any]:
+    """What the log says of a request; `total_ms` is until its answer was sent."""
+    stages = state["timing"].model_dump(exclude={"total"}) if "timing" in state else {}
+    return {
+        "request_id": state["request_id"],
+        "route": route,
+        "status": status,
+        "code": code,
+        "images": state.get("images"),
+        "key": state.get("key"),
+        **{f"{stage}_ms": milliseconds for stage, milliseconds in stages.items()},
+        "total_ms": round(seconds * 1000, 3),
+    }
 
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
@@ -96,6 +131,8 @@ def _of_service_error(request: Request, error: ServiceError) -> Response:
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, RequestTimeout):
+        headers["Connection"] = "close"  # the rest of the body is not waited for
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
     return _problem(request, error.status, error.code, error.title, error.detail, headers)
@@ -103,6 +140,8 @@ def _of_service_error(request: Request, error: ServiceError) -> Response:
 
 def _problem(request: Request, status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
     request.state.problem_code = code
+    if f"{request.scope['path']}/".startswith(f"{PREFIX}/"):
+        return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers)
     problem = Problem(
         type=f"urn:housenumber:problem:{code}",
         title=title,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 from collections.abc import AsyncIterator, Sequence
@@ -11,10 +12,15 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from service.decode_pool import DecodePool
-from service.errors import BadRequest, ServiceError, TooLarge
+from service.errors import BadRequest, RequestTimeout, ServiceError, TooLarge
 from service.multipart import image_parts, media_type
 from service.pictures import Picture
 from service.schemas import ImageIn, PredictRequest, Rectangle, first_mistake
+
+# Parsed, a value takes a hundred times the memory of its text, and each that is wrong an error besides: 20 MiB of
+# `1,1,1` would be gigabytes. So the commas, of which there is one between any two, are counted first. An image has
+# three fields, a region of four numbers, a `data:` URI, and an `id` that might be nothing but commas.
+_MOST_COMMAS_PER_IMAGE = 300
 
 
 async def read_pictures(
@@ -22,17 +28,19 @@ async def read_pictures(
     regions: Sequence[Rectangle],
     *,
     max_body_bytes: int,
+    body_timeout_s: float,
     max_images: int,
     pool: DecodePool,
 ) -> list[Picture]:
     """The pictures of a request, at least one; `regions`, from the query, apply to each image of a raw or
     multipart body.
 
-    Raises BadRequest for a body that cannot be understood and TooLarge for more than `max_body_bytes` bytes,
-    counted as they come in, or `max_images` images, each region counting as one.
+    Raises BadRequest for a body that cannot be understood, RequestTimeout for one of which nothing more comes for
+    `body_timeout_s` seconds, and TooLarge for more than `max_body_bytes` bytes, counted as they come in, or
+    `max_images` images, each region counting as one.
     """
     content_type = request.headers.get("content-type", "")
-    chunks = _limited(request, max_body_bytes)
+    chunks = _limited(request, max_body_bytes, body_timeout_s)
     match media_type(content_type):
         case "application/json":
             if regions:
@@ -55,14 +63,27 @@ async def read_pictures(
     return pictures
 
 
-async def _limited(request: Request, max_body_bytes: int) -> AsyncIterator[bytes]:
+async def read_body(request: Request, *, max_body_bytes: int, body_timeout_s: float) -> bytes:
+    """The body as it was sent; raises RequestTimeout and TooLarge as `read_pictures` does."""
+    return await _joined(_limited(request, max_body_bytes, body_timeout_s))
+
+
+async def _limited(request: Request, max_body_bytes: int, body_timeout_s: float) -> AsyncIterator[bytes]:
     """The body's chunks; TooLarge as soon as there are too many bytes, at once where the length is declared."""
     too_large = TooLarge(f"the body has more than {max_body_bytes} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_body_bytes:
         raise too_large
     count = 0
-    async for chunk in request.stream():
+    stream = request.stream()
+    while True:
+        try:
+            async with asyncio.timeout(body_timeout_s):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise RequestTimeout(f"nothing more of the body came for {body_timeout_s:g} s") from None
+        if chunk is None:
+            return
         count += len(chunk)
         if count > max_body_bytes:
             raise too_large
@@ -74,22 +95,24 @@ async def _joined(chunks: AsyncIterator[bytes]) -> bytes:
 
 
 def _from_json(body: bytes, max_images: int) -> list[Picture]:
+    if body.count(b",") > max_images * _MOST_COMMAS_PER_IMAGE:
+        raise TooLarge(f"far more values than {max_images} images can have")
     try:
         request = PredictRequest.model_validate_json(body)
     except ValidationError as error:
         raise BadRequest(first_mistake(error.errors(include_url=False, include_input=False))) from None
-    if len(request.images) > max_images:  # before a body of nothing but empty images becomes a million pictures
+    if len(request.images) > max_images:
         raise TooLarge(f"more than {max_images} images in one request")
     return [_picture(index, image) for index, image in enumerate(request.images)]
 
 
 def _picture(index: int, image: ImageIn) -> Picture:
-    content, declared = _from_base64(image.data)
+    content, declared = from_base64(image.data)
     identifier = str(index) if image.id is None else image.id
     return Picture(content, index, identifier, tuple(image.regions or ()), declared)
 
 
-def _from_base64(data: str) -> tuple[bytes | ServiceError, str]:
+def from_base64(data: str) -> tuple[bytes | ServiceError, str]:
     """The bytes, or why there are none, and the declared type of base64 text or a `data:` URI."""
     declared = ""
     if data[:5].lower() == "data:":

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from service.errors import ServiceError
 from service.reader import Reader, Reading
+from service.statistics import Stages
 
 _LONGEST_FIELD_NAME = 120
 
@@ -32,6 +33,7 @@ class ImageIn(BaseModel):
     regions: list[Rectangle] | None = Field(
         None,
         min_length=1,
+        fail_fast=True,
         description="Regions to read, `[x, y, width, height]` in pixels of the upright image; by default the whole.",
     )
 
@@ -41,7 +43,7 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    images: list[ImageIn]
+    images: list[ImageIn] = Field(fail_fast=True)  # only the first mistake is told
 
 
 class ModelInfo(BaseModel):
@@ -146,12 +148,18 @@ class Prediction(BaseModel):
 
 
 class Timing(BaseModel):
-    """Milliseconds: bytes to pixels; longest wait for the model; longest batch; everything since the request came."""
+    """Milliseconds: bytes to pixels; the wait and the batch of the last image; everything since the request came."""
 
     decode: float
     queue: float
     inference: float
     total: float
+
+    @classmethod
+    def of(cls, stages: Stages, total_s: float) -> Timing:
+        seconds = stages.decode_s, stages.queue_s, stages.inference_s, total_s
+        decode, queue, inference, total = (round(value * 1000, 3) for value in seconds)
+        return cls(decode=decode, queue=queue, inference=inference, total=total)
 
 
 class Predictions(BaseModel):

@@ -7,13 +7,13 @@ which wins. What stands in `description` is the flag's help.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.engine import Provider
-from service.reader import DEFAULT_MAX_BATCH_SIZE
+from service.engine import Provider, Spinning
+from service.logs import LogFormat
 
 ENV_PREFIX = "HOUSENUMBER_"
 
@@ -21,6 +21,12 @@ ENV_PREFIX = "HOUSENUMBER_"
 DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models/artifacts/house-number/1/model.onnx"
 
 _MIB = 2**20
+
+_BATCHING: dict[str, dict[str, float]] = {
+    "latency": {"max_batch_size": 8, "max_batch_delay_ms": 0, "max_queue_images": 256},
+    "throughput": {"max_batch_size": 64, "max_batch_delay_ms": 5, "max_queue_images": 1024},
+}
+"""What each preset sets; docs/operations.md says why."""
 
 
 class Settings(BaseSettings):
@@ -31,8 +37,20 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network of the machine.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
+    log_format: LogFormat = Field(
+        "auto", description="How to log: json, one object per line, or text; auto is text on a terminal, else json."
+    )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
-        (), description="Keys that /predict accepts, separated by commas; none: everybody may call."
+        (), description="Keys that callers must have, KEY or name:KEY, separated by commas; none: everybody may call."
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of further keys, one per line, read again on SIGHUP; by default none."
+    )
+    rate_limit_per_minute: int | None = Field(
+        None,
+        ge=1,
+        description="Most images per minute of one caller: of one API key's name or, where there are no keys, of one"
+        " address; by default there is no limit.",
     )
 
     model: Path = Field(DEFAULT_MODEL, description="Artifact to serve, an .onnx file.")
@@ -44,9 +62,16 @@ class Settings(BaseSettings):
     intra_op_threads: int | None = Field(
         None, ge=1, description="CPU threads of the model; by default the CPUs this process may use."
     )
+    spinning: Spinning = Field(
+        "auto",
+        description="Whether those threads stay busy between two pieces of work: on, off, or auto (off).",
+    )
     gpu_memory_mib: int = Field(4096, ge=64, description="Most GPU memory the model's arena may take, in MiB.")
 
     max_body_bytes: int = Field(20 * _MIB, ge=1, description="Largest request body, in bytes.")
+    body_timeout_s: float = Field(
+        20.0, gt=0.0, description="Seconds in which nothing more of a body has come, after which it is given up."
+    )
     max_pixels: int = Field(
         64_000_000, ge=1, description="Most pixels (width x height) an image may have, read from its header."
     )
@@ -54,9 +79,20 @@ class Settings(BaseSettings):
     decode_threads: int | None = Field(
         None, ge=1, description="Threads that decode images; by default the CPUs this process may use."
     )
-    max_batch_size: int = Field(DEFAULT_MAX_BATCH_SIZE, ge=1, description="Most images the model is given at once.")
+    preset: Literal["latency", "throughput"] = Field(
+        "latency",
+        description="What the next three are unless they are set: latency (answer at once) or throughput (large batches"
+        " and long queues).",
+    )
+    max_batch_size: int = Field(8, ge=1, description="Most images the model is given at once; throughput: 64.")
+    max_batch_delay_ms: float = Field(
+        0.0,
+        ge=0.0,
+        description="Longest an image waits for others to fill its batch while the model is free, in milliseconds;"
+        " throughput: 5.",
+    )
     max_queue_images: int = Field(
-        256, ge=1, description="Most images that may wait (for decoding, and again for the model)."
+        256, ge=1, description="Most images that may wait (for decoding, and again for the model); throughput: 1024."
     )
 
     request_timeout_ms: int = Field(
@@ -71,6 +107,20 @@ class Settings(BaseSettings):
     shutdown_timeout_s: int = Field(
         30, ge=1, description="Seconds that requests in flight are given to finish when the service stops."
     )
+
+    @property
+    def batching(self) -> str:
+        """The settings that a preset sets, in one line: what they are, and whether the preset or the user said so."""
+        chosen = [
+            f"{name} {getattr(self, name):g} ({'preset' if getattr(self, name) == value else 'set'})"
+            for name, value in _BATCHING[self.preset].items()
+        ]
+        return f"preset {self.preset}: {', '.join(chosen)}"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_the_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {**_BATCHING.get(str(given.get("preset")), {}), **given}
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -398,10 +398,12 @@ def test_the_table_is_the_contracts() -> None:
     assert {(leaf.status, leaf.code) for leaf in leaves(ServiceError)} == {
         (400, "bad_request"),
         (401, "unauthorized"),
+        (408, "request_timeout"),
         (413, "too_large"),
         (415, "unsupported_media_type"),
         (422, "bad_image"),
         (422, "bad_region"),
+        (429, "rate_limited"),
         (503, "overloaded"),
         (503, "draining"),
         (503, "not_ready"),

@@ -1,0 +1,69 @@
+"""Who may call, and how much: what stands before every route that does work."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+
+from service.errors import Unauthorized
+from service.keys import Keys, KeysError
+from service.metrics import Metrics
+from service.rate_limit import RateLimit
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_bearer = HTTPBearer(auto_error=False, description="One of the service's API keys, where it has any.")
+_key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The same, in a header of its own.")
+
+
+class Access:
+    """API keys and the rate limit. A route takes `Depends(access.authorise)`, and calls `charge` as soon as it knows
+    how many images it was sent. Raises KeysError."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._keys = Keys(settings.api_keys, settings.api_keys_file)
+        self._rate = RateLimit(settings.rate_limit_per_minute) if settings.rate_limit_per_minute else None
+        self._metrics = metrics
+
+    def reload(self) -> None:
+        """Reads the file of keys again; one that is not in order is reported in the log and changes nothing."""
+        try:
+            count = self._keys.reload()
+        except KeysError as error:
+            logger.error("the API keys stay as they were: %s", error)
+        else:
+            logger.info("%d API keys are in use", count)
+
+    async def authorise(
+        self,
+        request: Request,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+        header: Annotated[str | None, Depends(_key_header)],
+    ) -> None:
+        """Before the body is read. Raises Unauthorized or RateLimited; leaves the key's name in `request.state.key`."""
+        request.state.key = None
+        if self._keys:
+            # Headers are decoded as Latin-1; this gives back the bytes that were sent.
+            offers = [key.encode("latin-1") for key in (bearer.credentials if bearer else None, header) if key]
+            request.state.key = self._keys.name_of(offers)
+            if request.state.key is None:
+                raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
+        if self._rate:
+            self._rate.take(_caller(request), 0)
+
+    def charge(self, request: Request, images: int) -> None:
+        """Counts the images of an authorised request before they cost anything; raises RateLimited."""
+        request.state.images = images
+        if self._rate:
+            self._rate.take(_caller(request), images)
+        if request.state.key is not None:
+            self._metrics.observe_key(request.state.key, images)
+
+
+def _caller(request: Request) -> str:
+    """Whose rate it is: the key's name, or else the address."""
+    return request.state.key or (request.client.host if request.client else "")
