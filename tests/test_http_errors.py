@@ -299,8 +299,8 @@ def test_until_the_model_is_loaded_the_service_is_not_ready(engine: OnnxEngine) 
 @pytest.mark.parametrize("whose", ["the caller's", "the server's"])
 def test_after_the_deadline_waiting_images_are_dropped_not_computed(engine: OnnxEngine, whose: str) -> None:
     held = Held(engine)
-    limits = {"request_timeout_ms": 300} if whose == "the server's" else {}
-    headers = {"X-Request-Timeout-Ms": "300" if whose == "the caller's" else "600000"}
+    limits = {"request_timeout_ms": 1500} if whose == "the server's" else {}
+    headers = {"X-Request-Timeout-Ms": "1500" if whose == "the caller's" else "600000"}
     with serving(held, **limits) as client, ThreadPoolExecutor(1) as callers:
         try:
             running = callers.submit(client.post, "/predict", content=plain("1"), headers=headers)
