@@ -23,7 +23,7 @@ DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models/artifacts/house
 _MIB = 2**20
 
 _BATCHING: dict[str, dict[str, float]] = {
-    "latency": {"max_batch_size": 8, "max_batch_delay_ms": 0, "max_queue_images": 256},
+    "latency": {"max_batch_size": 32, "max_batch_delay_ms": 0, "max_queue_images": 256},
     "throughput": {"max_batch_size": 64, "max_batch_delay_ms": 5, "max_queue_images": 1024},
 }
 """What each preset sets; docs/operations.md says why."""
@@ -84,7 +84,7 @@ class Settings(BaseSettings):
         description="What the next three are unless they are set: latency (answer at once) or throughput (large batches"
         " and long queues).",
     )
-    max_batch_size: int = Field(8, ge=1, description="Most images the model is given at once; throughput: 64.")
+    max_batch_size: int = Field(32, ge=1, description="Most images the model is given at once; throughput: 64.")
     max_batch_delay_ms: float = Field(
         0.0,
         ge=0.0,
