@@ -43,10 +43,10 @@ def _surface(rng: np.random.Generator) -> tuple[Image, float]:
     """A wall or two of them that meet, and the height of the digits it would suit."""
     width, height = _size(rng)
     unit = height * rng.uniform(0.15, 0.9)
-    wall = draw_wall(width, height, unit, rng)[0]
+    wall = draw_wall(width, height, unit, rng)
     if rng.random() < 0.3:
         reach = round(rng.uniform(0.2, 0.8) * height)
-        wall[:reach] = draw_wall(width, reach, unit, rng)[0]
+        wall[:reach] = draw_wall(width, reach, unit, rng)
     return wall.astype(np.float32), unit
 
 

@@ -81,7 +81,7 @@ def photograph_house(faces: Sequence[Face], rng: np.random.Generator) -> Photogr
     width, height = _draw_size(rng)
     unit = rng.uniform(0.06, 0.2) * height
     face = draw_word_face(faces, rng)
-    canvas = draw_wall(width, height, unit, rng)[0]
+    canvas = draw_wall(width, height, unit, rng)
     furnish(canvas, None, unit, face, rng)
     view = _look(width, height, rng.normal(0, 3), rng)
     picture = camera.photograph(canvas.astype(np.float32), view, width, height, 1.0)
@@ -176,7 +176,7 @@ def _surroundings(
     air = rng.uniform(0.35, 1.2) * digit
     keep = (kept[0] - air, kept[1] - air, kept[2] + air, kept[3] + air)
     bare = style == "bare"
-    canvas, _ = draw_wall(width, height, digit, rng, palette.ground if bare else None)
+    canvas = draw_wall(width, height, digit, rng, palette.ground if bare else None)
     furnish(canvas, keep, digit, face, rng)
     if rng.random() < 0.15:
         reach = rng.uniform(0.5, 3, 4) * digit

@@ -207,7 +207,7 @@ def _edge(canvas: Canvas, side: int, keep: Box | None, unit: float, rng: np.rand
     if rng.random() < 0.4:
         _pane(window, (0, 0, window.shape[1], window.shape[0]), rng)
     else:
-        window[:] = draw_wall(window.shape[1], window.shape[0], unit, rng)[0]
+        window[:] = draw_wall(window.shape[1], window.shape[0], unit, rng)
     if rng.random() < 0.5:
         seam = size if side < 2 else (width, height)[side % 2] - size
         line = (canvas[:, seam - 1 : seam + 1], canvas[seam - 1 : seam + 1])[side % 2]

@@ -16,10 +16,8 @@ _BRICKS = (
 )
 
 
-def draw_wall(
-    width: int, height: int, unit: float, rng: np.random.Generator, colour: Colour | None = None
-) -> tuple[Canvas, Colour]:
-    """A wall, uint8 [height, width, 3], whose bricks and boards suit digits `unit` pixels high, and its mean colour.
+def draw_wall(width: int, height: int, unit: float, rng: np.random.Generator, colour: Colour | None = None) -> Canvas:
+    """A wall, uint8 [height, width, 3], whose bricks and boards suit digits `unit` pixels high.
 
     colour: what to build it of; None for any.
     """
@@ -33,11 +31,7 @@ def draw_wall(
     else:
         strength = rng.uniform(4, 26) if kind == "texture" else rng.uniform(0, 3)
         tone = colour + (texture(width, height, unit / rng.uniform(12, 45), rng) * np.float32(strength))[:, :, None]
-    return np.clip(tone, 0, 255).astype(np.uint8), colour
-
-
-def _any_colour(rng: np.random.Generator) -> Colour:
-    return muted(rng)
+    return np.clip(tone, 0, 255).astype(np.uint8)
 
 
 def wall_colour(rng: np.random.Generator) -> Colour:
