@@ -78,12 +78,12 @@ class Rooms(click.Group):
         except Exception as error:
             # Only now: the group itself imports no room.
             from service.artifact import ArtifactError
-            from service.commands import EXIT_MODEL
             from service.engine import ProviderError
             from service.errors import ServiceError
+            from service.exit_codes import code_of_failure
 
             if isinstance(error, ArtifactError | ProviderError):
-                _fail(str(error), EXIT_MODEL)
+                _fail(str(error), code_of_failure(error))
             if isinstance(error, ServiceError):
                 _fail(error.detail, EXIT_MISTAKE)
             raise
@@ -92,7 +92,8 @@ class Rooms(click.Group):
 @click.group(
     cls=Rooms,
     epilog="Exit codes: 0 done; 1 done in part, or a file is wrong; 2 wrong usage; 3 the server cannot listen; 4 an"
-    " extra is not installed; 5 the model cannot be loaded or run. `housenumber COMMAND --help` says more.",
+    " extra is not installed; 5 the model cannot be loaded; 6 it cannot be run here. `housenumber COMMAND --help`"
+    " says more.",
 )
 @click.version_option(__version__, prog_name="housenumber")
 def main() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, HTTPException, Request
 from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
 
 from service.errors import Unauthorized
@@ -22,21 +22,29 @@ _key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The 
 
 class Access:
     """API keys and the rate limit. A route takes `Depends(access.authorise)`, and calls `charge` as soon as it knows
-    how many images it was sent. Raises KeysError."""
+    how many images it was sent; one that changes the service takes `Depends(access.authorise_admin)`. An admin key is
+    good for all routes. Raises KeysError."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._keys = Keys(settings.api_keys, settings.api_keys_file)
+        self._admin_keys = Keys(settings.admin_keys, settings.admin_keys_file, prefix="admin-")
         self._rate = RateLimit(settings.rate_limit_per_minute) if settings.rate_limit_per_minute else None
         self._metrics = metrics
 
+    @property
+    def has_admins(self) -> bool:
+        """Whether there is anybody who may change the service."""
+        return bool(self._admin_keys)
+
     def reload(self) -> None:
-        """Reads the file of keys again; one that is not in order is reported in the log and changes nothing."""
-        try:
-            count = self._keys.reload()
-        except KeysError as error:
-            logger.error("the API keys stay as they were: %s", error)
-        else:
-            logger.info("%d API keys are in use", count)
+        """Reads the files of keys again; one that is not in order is reported in the log and changes nothing."""
+        for kind, keys in (("API", self._keys), ("admin", self._admin_keys)):
+            try:
+                count = keys.reload()
+            except KeysError as error:
+                logger.error("the %s keys stay as they were: %s", kind, error)
+            else:
+                logger.info("%d %s keys are in use", count, kind)
 
     async def authorise(
         self,
@@ -47,13 +55,25 @@ class Access:
         """Before the body is read. Raises Unauthorized or RateLimited; leaves the key's name in `request.state.key`."""
         request.state.key = None
         if self._keys:
-            # Headers are decoded as Latin-1; this gives back the bytes that were sent.
-            offers = [key.encode("latin-1") for key in (bearer.credentials if bearer else None, header) if key]
-            request.state.key = self._keys.name_of(offers)
+            offers = _offers(bearer, header)
+            request.state.key = self._keys.name_of(offers) or self._admin_keys.name_of(offers)
             if request.state.key is None:
                 raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         if self._rate:
             self._rate.take(_caller(request), 0)
+
+    async def authorise_admin(
+        self,
+        request: Request,
+        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+        header: Annotated[str | None, Depends(_key_header)],
+    ) -> None:
+        """As `authorise`, for admin keys alone; 403 where there are none."""
+        if not self._admin_keys:
+            raise HTTPException(403, "this is off; to turn it on, set admin_keys or admin_keys_file")
+        request.state.key = self._admin_keys.name_of(_offers(bearer, header))
+        if request.state.key is None:
+            raise Unauthorized("an admin key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
 
     def charge(self, request: Request, images: int) -> None:
         """Counts the images of an authorised request before they cost anything; raises RateLimited."""
@@ -62,6 +82,11 @@ class Access:
             self._rate.take(_caller(request), images)
         if request.state.key is not None:
             self._metrics.observe_key(request.state.key, images)
+
+
+def _offers(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> list[bytes]:
+    # Headers are decoded as Latin-1; this gives back the bytes that were sent.
+    return [key.encode("latin-1") for key in (bearer.credentials if bearer else None, header) if key]
 
 
 def _caller(request: Request) -> str:

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from importlib.resources import files
+from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
 from service.access import Access
+from service.deadline import Deadline
 from service.disconnect import while_connected
 from service.engine import Engine
-from service.errors import BadRequest, DeadlineExceeded
+from service.errors import BadRequest
 from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
+from service.open_inference.repository import repository_router
 from service.open_inference.routes import protocol_router
 from service.openapi import PREDICT, problems, use_schema
 from service.pictures import parse_region
@@ -32,23 +34,31 @@ _PARAMETERS = {"region", "min_confidence", "boxes"}
 
 
 def create_app(
-    settings: Settings, load: Callable[[], Engine], on_failure: Callable[[], None] = lambda: None
+    settings: Settings,
+    load: Callable[[Path], Engine],
+    on_failure: Callable[[Exception], None] = lambda _error: None,
+    spread: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
 ) -> FastAPI:
-    """The app; `load` makes its engine, in the background, once the app has started.
+    """The app; `load` makes the engine of a file, for the first time in the background once the app has started.
 
-    `app.state.lifecycle` is its `Lifecycle`, `app.state.access` its `Access`; `on_failure` is called when the engine
-    cannot be made. Raises KeysError.
+    `app.state.lifecycle`, `app.state.access` and `app.state.metrics` are its parts; `on_failure` is called when the
+    first engine cannot be made. `spread` has the other processes of the service load what a request had this one
+    load: it is given what their `Lifecycle.load` is to be given, and raises where one of them could not. Raises
+    KeysError.
     """
     metrics = Metrics()
     access = Access(settings, metrics)
     lifecycle = Lifecycle(load, settings, metrics, on_failure)
     metrics.watch_decoding(lambda: lifecycle.pool.jobs)
+    metrics.watch_queue(lambda: lifecycle.waiting)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         lifecycle.start()
         yield
         await lifecycle.close()
+        if settings.tracing:
+            await flush(spans)
 
     # Its documentation page comes from the package, not from a CDN that a closed network does not reach.
     app = FastAPIOffline(
@@ -60,11 +70,19 @@ def create_app(
     )
     app.state.lifecycle = lifecycle
     app.state.access = access
+    app.state.metrics = metrics
     app.add_middleware(RequestContext, metrics=metrics)
+    if settings.tracing:
+        # An extra, imported only where it is on.
+        from service.tracing import Traced, flush, tracer_provider
+
+        spans = tracer_provider()
+        app.add_middleware(Traced, provider=spans)  # around the one before
     handle_errors(app)
     use_schema(app)
     _add_predict(app, settings, lifecycle, access, metrics)
     app.include_router(protocol_router(settings, lifecycle, access, metrics))
+    app.include_router(repository_router(settings, lifecycle, access, spread))
     _add_operations(app, lifecycle, metrics)
     return app
 
@@ -97,16 +115,12 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
         ] = None,
     ) -> Response:
         started = perf_counter()
-        arrived = asyncio.get_running_loop().time()
-        predictor = lifecycle.admit()
-        if unknown := sorted(set(request.query_params) - _PARAMETERS):
-            raise BadRequest(f"{unknown[0][:80]}: no such parameter; there are {', '.join(sorted(_PARAMETERS))}")
-        regions = [parse_region(text) for text in region or ()]
-        timeout_ms = min(x_request_timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms)
-        deadline = arrived + timeout_ms / 1000
-        try:
-            # Leaving this block cancels what it waits for: images in a queue are dropped, not computed.
-            async with asyncio.timeout_at(deadline):
+        with lifecycle.admit().in_use() as predictor:
+            deadline = Deadline(settings.request_timeout_ms, x_request_timeout_ms)
+            if unknown := sorted(set(request.query_params) - _PARAMETERS):
+                raise BadRequest(f"{unknown[0][:80]}: no such parameter; there are {', '.join(sorted(_PARAMETERS))}")
+            regions = [parse_region(text) for text in region or ()]
+            async with deadline:
                 pictures = await read_pictures(
                     request,
                     regions,
@@ -118,10 +132,9 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
                 access.charge(request, sum(picture.items for picture in pictures))
                 predicted = await while_connected(
                     request,
-                    predictor.predict(pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline),
+                    predictor.predict(pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline.at),
                 )
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout_ms} ms") from None
+        request.state.stages = predicted
         request.state.timing = timing = Timing.of(predicted, perf_counter() - started)
         metrics.observe_timing(timing)
         for prediction in predicted.predictions:
@@ -144,7 +157,7 @@ def _add_operations(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> Non
         responses=problems(503),
     )
     async def readyz() -> str:
-        lifecycle.admit()
+        lifecycle.check_ready()
         return "ok\n"
 
     @app.get("/metrics", summary="Counters for Prometheus", response_class=PlainTextResponse)

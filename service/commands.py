@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 from PIL import Image
@@ -20,18 +20,32 @@ from service import logs
 from service.drawing import draw
 from service.engine import OnnxEngine, Provider
 from service.errors import BadRequest, ServiceError
+from service.exit_codes import (
+    EXIT_LISTEN,
+    EXIT_MODEL,
+    EXIT_PROVIDER,
+    EXIT_UNANSWERED,
+    EXIT_USAGE,
+    EXIT_WORKERS,
+)
 from service.imaging import Photo, View
 from service.keys import KeysError
 from service.pictures import Item, Picture, parse_region, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction, Predictions, Rectangle, first_mistake
 from service.settings import ENV_PREFIX, Settings
+from service.source import Source
+
+if TYPE_CHECKING:
+    from service.server import Server
+    from service.supervisor import Supervisor
+
+logger = logging.getLogger(__name__)
 
 EXIT_SOME_FAILED = 1
-EXIT_MODEL = 5
 
 # A secret on a command line can be read by everybody on the machine.
-_NO_FLAG = {"api_keys"}
+_NO_FLAG = {"api_keys", "admin_keys"}
 
 
 def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,7 +67,7 @@ def _metavar(annotation: Any) -> str:
         return "FILE"
     if get_origin(annotation) is Literal:
         return f"[{'|'.join(get_args(annotation))}]"
-    return {str: "TEXT", float: "NUMBER", Path: "FILE"}.get(annotation, "INTEGER")
+    return {str: "TEXT", bool: "[true|false]", float: "NUMBER", Path: "FILE"}.get(annotation, "INTEGER")
 
 
 def _settings(**flags: Any) -> Settings:
@@ -70,8 +84,10 @@ def _settings(**flags: Any) -> Settings:
 @click.command(
     short_help="Serve readings over HTTP.",
     epilog=f"Every flag is also a variable, {ENV_PREFIX}PORT for --port; a flag wins. API keys are only read from"
-    f" {ENV_PREFIX}API_KEYS and from a file. Exit codes: 0 stopped by a signal; 2 wrong usage; 3 cannot listen; "
-    f"{EXIT_MODEL} the model cannot be loaded or the provider cannot run it.",
+    f" {ENV_PREFIX}API_KEYS, {ENV_PREFIX}ADMIN_KEYS and from files. Exit codes: 0 stopped by a"
+    f" signal, everything answered; {EXIT_USAGE} wrong usage; {EXIT_LISTEN} cannot listen; {EXIT_MODEL} the model"
+    f" cannot be loaded; {EXIT_PROVIDER} the provider cannot run it; {EXIT_UNANSWERED} stopped with requests"
+    f" unanswered; {EXIT_WORKERS} no worker can be started.",
 )
 @_settings_options
 @click.pass_context
@@ -82,22 +98,40 @@ def serve(ctx: click.Context, /, **flags: Any) -> None:
     """
     settings = _settings(**flags)
     logs.configure(settings.log_level, settings.log_format)
+    logger.info("batching: %s", settings.batching)
     # Imported here: `predict` needs no web framework.
+    from service.listening import listen, url_of
+
+    process = _process(settings)
+    try:
+        listeners = listen(settings.host, settings.port)
+    except OSError as error:
+        logger.critical("cannot listen on %s, port %d: %s", settings.host, settings.port, error.strerror)
+        ctx.exit(EXIT_LISTEN)
+    for listener in listeners:
+        logger.info("running on %s (Press CTRL+C to quit)", url_of(listener))
+    process.run(listeners)
+    ctx.exit(process.exit_code)
+
+
+def _process(settings: Settings) -> Server | Supervisor:
+    """What serves: one process alone, or one that watches over others."""
+    if settings.workers > 1:
+        from service.supervisor import Supervisor
+
+        return Supervisor(settings)
     from service.server import Server
 
     try:
-        server = Server(settings)
+        return Server(settings)
     except KeysError as error:
         raise click.UsageError(f"the API keys: {error}") from error
-    server.run()
-    if server.model_failed:
-        ctx.exit(EXIT_MODEL)
 
 
 @click.command(
     short_help="Read the house numbers in image files.",
     epilog=f"Exit codes: 0 every file was read; {EXIT_SOME_FAILED} some were not; 2 wrong usage; {EXIT_MODEL} the"
-    " model cannot be loaded or the provider cannot run it.",
+    f" model cannot be loaded; {EXIT_PROVIDER} the provider cannot run it.",
 )
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--model", help="Artifact to read with, an .onnx file. [default: the one that comes along]")
@@ -139,13 +173,15 @@ def predict(
     except BadRequest as error:
         raise click.UsageError(error.detail) from error
     targets = _drawing_targets(files, out)
+    candidate = Source(settings).wanted()
     engine = OnnxEngine(
-        settings.model,
+        candidate.path,
         settings.provider,
         intra_op_threads=settings.intra_op_threads,
         spinning=settings.spinning,
         gpu_memory_mib=settings.gpu_memory_mib,
     )
+    candidate.check(engine.metadata, engine.sha256)
     reader = Reader(engine, settings.max_batch_size)
 
     predictions: list[Prediction] = []

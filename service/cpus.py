@@ -18,32 +18,36 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True, slots=True)
 class CpuBudget:
-    """CPUs in the affinity mask, and CPUs' worth of time that the control group gives (None: no quota)."""
+    """CPUs in the affinity mask, and CPUs' worth of time that the control group gives (None: no quota); for a number of
+    processes that share them evenly."""
 
     affinity: int
     quota: float | None
+    workers: int = 1
 
     @property
     def usable(self) -> int:
-        """CPUs this process may keep busy, at least 1. A quota of 2.5 CPUs gives 2: a third thread would be stopped
+        """CPUs each process may keep busy, at least 1. A quota of 2.5 CPUs gives 2: a third thread would be stopped
         for half of every period, and the other two would wait for it."""
-        return self.affinity if self.quota is None else max(1, min(self.affinity, int(self.quota)))
+        cpus = self.affinity if self.quota is None else min(self.affinity, int(self.quota))
+        return max(1, cpus // self.workers)
 
     def __str__(self) -> str:
         quota = "no quota" if self.quota is None else f"a quota of {self.quota:g}"
-        return f"{self.affinity} CPUs in the affinity mask, {quota}"
+        shared = "" if self.workers == 1 else f", for {self.workers} workers"
+        return f"{self.affinity} CPUs in the affinity mask, {quota}{shared}"
 
 
-def cpu_budget() -> CpuBudget:
-    """Of this process."""
+def cpu_budget(workers: int = 1) -> CpuBudget:
+    """Of this process, which is one of so many that share it."""
     # os.sched_getaffinity does not exist on macOS and Windows, which have no control groups either.
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return CpuBudget(affinity, cgroup_quota(_CGROUP_ROOT, _MEMBERSHIP))
+    return CpuBudget(affinity, cgroup_quota(_CGROUP_ROOT, _MEMBERSHIP), workers)
 
 
-def usable_cpus() -> int:
+def usable_cpus(workers: int = 1) -> int:
     """CPUs this process may keep busy, at least 1: see `CpuBudget.usable`."""
-    return cpu_budget().usable
+    return cpu_budget(workers).usable
 
 
 def cgroup_quota(root: Path, membership: Path) -> float | None:

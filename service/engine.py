@@ -92,9 +92,10 @@ class OnnxEngine:
 
     `provider`: "cpu"; "cuda", which refuses with ProviderError unless every node of the graph runs there; or
     "auto", which takes CUDA where that works and otherwise the CPU. `intra_op_threads` is for the CPU, by default as
-    many as this process may use, and `spinning` whether they stay busy while they wait for work ("auto": they do not;
-    `bench/batching.py` measures why); `gpu_memory_mib` caps the arena on the GPU, which never shrinks. One log line
-    says what was chosen and why. Raises ArtifactError for a file that is missing or not an artifact.
+    many as this process may use, one of `workers` that share the machine; `spinning` is whether they stay busy while
+    they wait for work ("auto": they do not; `bench/batching.py` measures why); `gpu_memory_mib` caps the arena on the
+    GPU, which never shrinks. One log line says what was chosen and why. Raises ArtifactError for a file that is missing
+    or not an artifact.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class OnnxEngine:
         provider: Provider = "auto",
         *,
         intra_op_threads: int | None = None,
+        workers: int = 1,
         spinning: Spinning = "auto",
         gpu_memory_mib: int = 4096,
     ) -> None:
@@ -114,7 +116,7 @@ class OnnxEngine:
         self.sha256 = hashlib.sha256(model).hexdigest()
         # What ONNX Runtime would print about a missing GPU is said by the one line below, or by an exception.
         ort.set_default_logger_severity(_FATAL_ONLY)
-        budget = cpu_budget()
+        budget = cpu_budget(workers)
         threads = intra_op_threads or budget.usable
         self._session = _cpu_session(path, model, threads, spins=spinning == "on")
         self.metadata = _described(path, self._session)

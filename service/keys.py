@@ -22,12 +22,13 @@ class Keys:
 
     A key is written `KEY` or `name:KEY`; the name is for logs, metrics and limits. Several keys may have one name,
     so that a caller can change from one to the next. A key without a name is called by its place, `key-2` or
-    `line-7`. Raises KeysError.
+    `line-7`, with `prefix` before it. Raises KeysError.
     """
 
-    def __init__(self, given: Sequence[SecretStr], file: Path | None) -> None:
+    def __init__(self, given: Sequence[SecretStr], file: Path | None, prefix: str = "") -> None:
         self._given = given
         self._file = file
+        self._prefix = prefix
         self._names = self._read()
 
     def __bool__(self) -> bool:
@@ -64,7 +65,7 @@ class Keys:
     def _from_setting(self) -> Iterator[tuple[str, str, str]]:
         """(place, name by default, text) of each key."""
         for number, key in enumerate(self._given, 1):
-            yield f"key {number} of the setting", f"key-{number}", key.get_secret_value()
+            yield f"{self._prefix}key {number} of the setting", f"{self._prefix}key-{number}", key.get_secret_value()
 
     def _from_file(self) -> Iterator[tuple[str, str, str]]:
         if self._file is None:
@@ -79,7 +80,7 @@ class Keys:
         if not keys:  # most likely a mistake, and one that would let everybody in
             raise KeysError(f"{self._file}: there is no key in it")
         for number, text in keys:
-            yield f"{self._file}, line {number}", f"line-{number}", text
+            yield f"{self._file}, line {number}", f"{self._prefix}line-{number}", text
 
 
 def _digest(key: bytes) -> bytes:

@@ -1,22 +1,26 @@
-"""Starting, ready, draining: what the process can do at the moment."""
+"""Starting, ready, draining: what the process can do at the moment, and which model it does it with."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Mapping
 from enum import Enum
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from service.artifact import ArtifactError
 from service.cpus import usable_cpus
 from service.decode_pool import DecodePool
-from service.engine import Engine, ProviderError
-from service.errors import Draining, NotReady
+from service.engine import CUDA, Engine, ProviderError
+from service.errors import Draining, NotReady, ServiceError
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.reader import Reader
+from service.repository import Candidate
 from service.settings import Settings
+from service.source import Listed, Source
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +36,25 @@ class State(Enum):
 
 
 class Lifecycle:
-    """Loads the model in the background and knows whether requests may come in.
+    """Loads the model in the background, changes it for another one, and knows whether requests may come in.
 
-    `load` makes the engine; it runs in a thread, while the port is open already. `on_failure` is called when
-    that fails, after one line in the log.
+    `load` makes the engine of a file; it runs in a thread, the first time while the port is open already. `on_failure`
+    is called when that first model cannot be served, after one line in the log. Where a later one cannot, the one
+    before it goes on.
+
+    `whole` is False as long as other processes of the service, without which it is not ready, are still loading;
+    `on_serving` is called whenever a model was loaded, or chosen anew.
     """
 
     def __init__(
         self,
-        load: Callable[[], Engine],
+        load: Callable[[Path], Engine],
         settings: Settings,
         metrics: Metrics,
-        on_failure: Callable[[], None] = lambda: None,
+        on_failure: Callable[[Exception], None] = lambda _error: None,
     ) -> None:
         self.pool = DecodePool(
-            settings.decode_threads or usable_cpus(),
+            settings.decode_threads or usable_cpus(settings.workers),
             settings.max_queue_images,
             observe_dropped=partial(metrics.observe_dropped, "decode"),
             observe_rejected=partial(metrics.observe_rejected, "decode"),
@@ -55,57 +63,195 @@ class Lifecycle:
         self._settings = settings
         self._metrics = metrics
         self._on_failure = on_failure
+        self.whole = True
+        self.on_serving: Callable[[], None] = lambda: None
+        self._source = Source(settings)
         self._state = State.STARTING
         self._predictor: Predictor | None = None
-        self._loading: asyncio.Task[None] | None = None
+        self._serving: Candidate | None = None
+        self._retired: set[Predictor] = set()
+        self._one_at_a_time = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a reload stays with the version that serves, whatever newer ones there are."""
+        return self._source.pinned is not None
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """What `load` is to be given elsewhere for the same. Only once a model serves; its name is "" for a file."""
+        assert self._serving is not None
+        return {"name": self._serving.name, "version": self._serving.version, "newest": not self.pinned}
+
+    @property
+    def waiting(self) -> int:
+        """Images that wait for a model, be it the one that serves or one that finishes what it has."""
+        return sum(predictor.waiting for predictor in (self._predictor, *self._retired) if predictor)
 
     def start(self) -> None:
         """Begins to load. Needs the running event loop."""
-        self._loading = asyncio.create_task(self._get_ready(), name="load")
+        self._in_background(self._get_ready())
 
     def admit(self) -> Predictor:
-        """The predictor, for a request that comes in now; raises NotReady or Draining."""
-        if self._state is State.DRAINING:
-            raise Draining(self._state.value, _RETRY_AFTER_S)
-        if self._state is not State.READY or self._predictor is None:
-            raise NotReady(self._state.value, _RETRY_AFTER_S)
+        """The predictor, for a request that has come in; raises NotReady or Draining where there is none yet."""
+        if self._predictor is None:
+            raise self._unavailable()
         return self._predictor
 
+    def check_ready(self) -> None:
+        """Whether requests should be sent here. Raises NotReady, and Draining, when what comes is still served."""
+        if self._state is not State.READY:
+            raise self._unavailable()
+        if not self.whole:
+            raise NotReady("another process of the service is still loading the model", _RETRY_AFTER_S)
+
+    async def load(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """Serves another version from the repository: new requests get it at once, those inside finish on the old one.
+
+        `choice` is {"name": str, "version": str | None}, None for the newest. Given back is the choice for other
+        processes: with the version that was found, and as `newest` whether it was chosen for being that, so that a
+        later reload looks for a newer one. One load at a time: a second one waits. Raises ArtifactError
+        (NoSuchModelError where there is none) and ProviderError, NotReady and Draining; the old model then goes on.
+        """
+        name, version = choice["name"], choice.get("version")
+        newest = bool(choice.get("newest", version is None))
+        candidate = await self._change(partial(self._source.chosen, name, version))
+        self._source.pinned = None if newest else candidate.version
+        self.on_serving()
+        return self.choice
+
+    def reload(self) -> asyncio.Task[None]:
+        """Begins to load the newest version, or the pinned one, or the single file, if that is not what serves already.
+
+        What goes wrong is in the log, and the old model goes on. Needs the running event loop.
+        """
+        return self._in_background(self._reload())
+
+    async def index(self) -> list[Listed]:
+        """Every version in the repository, and the one that serves. Raises ArtifactError, NotReady and Draining."""
+        model = self.admit().model
+        listed = await asyncio.to_thread(self._source.listed, self._serving)
+        if not any(version.ready for version in listed):  # its file is gone, or there is no repository
+            listed.append(Listed(model.name, model.version, True, ""))
+        return listed
+
     def drain(self) -> None:
-        """Lets no new request in; those inside are answered."""
+        """Says from now on that it is not ready, and loads no other model; what comes in is served until `close`."""
         self._state = State.DRAINING
 
     async def close(self) -> None:
         """Ends the threads; requests must be done by then."""
-        if self._loading is not None:
-            self._loading.cancel()
-            await asyncio.wait([self._loading])
-        if self._predictor is not None:
-            await self._predictor.close()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for predictor in (self._predictor, *self._retired):
+            if predictor is not None:
+                await predictor.close()
         self.pool.close()
 
     async def _get_ready(self) -> None:
-        try:
-            reader = await asyncio.to_thread(self._warm_reader)
-        except (ArtifactError, ProviderError) as error:
-            logger.critical("%s: %s", State.FAILED.value, error)
-            self._fail()
-        except Exception:
-            logger.critical(State.FAILED.value, exc_info=True)
-            self._fail()
-        else:
-            self._predictor = Predictor(reader, self.pool, self._settings, self._metrics)
-            if self._state is State.STARTING:
-                self._state = State.READY
-            model = self._predictor.model
-            logger.info("ready: %s %s (%.12s) on %s", model.name, model.version, model.sha256, model.provider)
+        async with self._one_at_a_time:
+            try:
+                candidate = await asyncio.to_thread(self._source.wanted)
+                reader = await asyncio.to_thread(self._open, candidate)
+            except (ArtifactError, ProviderError) as error:
+                logger.critical("%s: %s", State.FAILED.value, error)
+                self._fail(error)
+            except Exception as error:
+                logger.critical(State.FAILED.value, exc_info=True)
+                self._fail(error)
+            else:
+                if self._state is State.STARTING:
+                    self._state = State.READY
+                self._serve(candidate, reader)
+                self.on_serving()
 
-    def _warm_reader(self) -> Reader:
-        reader = Reader(self._load(), self._settings.max_batch_size)
-        reader.warm()
+    async def _reload(self) -> None:
+        try:
+            await self._change(self._source.wanted)
+            self.on_serving()
+        except (ArtifactError, ProviderError):
+            pass  # is in the log
+        except ServiceError as error:
+            logger.warning("the model is not loaded again: %s", error.detail)
+        except Exception:
+            logger.exception("the model is not loaded again")
+
+    async def _change(self, find: Callable[[], Candidate]) -> Candidate:
+        """Serves what `find`, in a thread, finds, and gives that; it may be what serves already."""
+        async with self._one_at_a_time:
+            model = self._changeable().model
+            try:
+                candidate = await asyncio.to_thread(find)
+                if not await asyncio.to_thread(self._is_serving, candidate, model.sha256):
+                    reader = await self._opened(candidate, model.provider)
+                    self._changeable()  # it may have been told to stop
+                    self._serve(candidate, reader)
+            except (ArtifactError, ProviderError) as error:
+                logger.error("%s; %s %s goes on", error, model.name, model.version)
+                raise
+            self._source.refused.pop(candidate, None)
+            return candidate
+
+    def _changeable(self) -> Predictor:
+        """The predictor that another one may replace; raises NotReady and Draining."""
+        if self._state is State.DRAINING:
+            raise self._unavailable()
+        return self.admit()
+
+    def _unavailable(self) -> NotReady | Draining:
+        error = Draining if self._state is State.DRAINING else NotReady
+        return error(self._state.value, _RETRY_AFTER_S)
+
+    def _is_serving(self, candidate: Candidate, sha256: str) -> bool:
+        return candidate == self._serving and candidate.has_sha256(sha256)
+
+    async def _opened(self, candidate: Candidate, provider: str) -> Reader:
+        """The reader that is to take the place of one that runs on `provider`; what is refused is remembered."""
+        try:
+            reader = await asyncio.to_thread(self._open, candidate)
+            if provider == CUDA and reader.engine.provider != CUDA:  # with `auto`: many times slower, and unasked for
+                raise ProviderError(f"{candidate.path}: it does not run on CUDA, as the model does that serves")
+            return reader
+        except (ArtifactError, ProviderError) as error:
+            self._source.refused[candidate] = str(error)
+            raise
+
+    def _open(self, candidate: Candidate) -> Reader:
+        engine = self._load(candidate.path)
+        candidate.check(engine.metadata, engine.sha256)
+        reader = Reader(engine, self._settings.max_batch_size)
+        try:
+            reader.warm()
+        except Exception as error:  # of any kind: it is ONNX Runtime's
+            raise ArtifactError(f"{candidate.path}: the model does not run: {' '.join(str(error).split())}") from error
         return reader
 
-    def _fail(self) -> None:
+    def _serve(self, candidate: Candidate, reader: Reader) -> None:
+        old = self._predictor
+        self._predictor = Predictor(reader, self.pool, self._settings, self._metrics)
+        self._serving = candidate
+        if old is not None:
+            self._retired.add(old)
+            self._in_background(self._retire(old))
+        model = self._predictor.model
+        self._metrics.show_model(model)
+        logger.info("ready: %s %s (%.12s) on %s", model.name, model.version, model.sha256, model.provider)
+
+    async def _retire(self, predictor: Predictor) -> None:
+        await predictor.unused()
+        await predictor.close()
+        self._retired.discard(predictor)
+
+    def _fail(self, error: Exception) -> None:
         if self._state is State.STARTING:
             self._state = State.FAILED
-        self._on_failure()
+        self._on_failure(error)
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -23,6 +23,8 @@ def configure(level: str, log_format: LogFormat, stream: TextIO | None = None) -
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # What is wrong with a caller's image is the caller's answer, and no error of the service.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
 class JsonFormatter(logging.Formatter):

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.imaging import FORMATS
 from service.multipart import PART_NAME
-from service.open_inference.schemas import InferRequest
+from service.open_inference.schemas import IndexRequest, InferRequest, LoadRequest
 from service.problems import MEDIA_TYPE
 from service.schemas import PredictRequest, Problem
 
@@ -51,7 +51,10 @@ def use_schema(app: FastAPI) -> None:
     """Adds the schemas that the above refers to to the app's own."""
     own = app.openapi
     _, extra = models_json_schema(
-        [(PredictRequest, "validation"), (InferRequest, "validation"), (Problem, "serialization")],
+        [
+            *((model, "validation") for model in (PredictRequest, InferRequest, IndexRequest, LoadRequest)),
+            (Problem, "serialization"),
+        ],
         ref_template=_REFERENCE,
     )
 

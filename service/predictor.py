@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +67,33 @@ class Predictor:
         )
         self._batcher.start()
         self._observe_reading = metrics.observe_reading
-        metrics.watch_queue(lambda: self._batcher.waiting)
-        metrics.show_model(self.model)
+        self._requests = 0
+        self._left = asyncio.Event()
 
     @property
     def metadata(self) -> ArtifactMetadata:
         return self._reader.metadata
+
+    @property
+    def waiting(self) -> int:
+        """Images in the queue."""
+        return self._batcher.waiting
+
+    @contextmanager
+    def in_use(self) -> Iterator[Self]:
+        """For a request, from the moment it is admitted until it is answered."""
+        self._requests += 1
+        try:
+            yield self
+        finally:
+            self._requests -= 1
+            self._left.set()
+
+    async def unused(self) -> None:
+        """Until no request uses it."""
+        while self._requests:
+            self._left.clear()
+            await self._left.wait()
 
     async def close(self) -> None:
         await self._batcher.close()
@@ -125,6 +147,7 @@ class Predictor:
         queue_s, inference_s = _of_the_last([result for result in results if isinstance(result, Answer)])
         return Predicted(
             predictions=[item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)],
+            began=started,
             decode_s=decode_s,
             queue_s=queue_s,
             inference_s=inference_s,
@@ -144,6 +167,7 @@ class Predictor:
         return Inferred(
             outputs=Outputs.joined([answer.outputs for answer in answered]),
             readings=readings,
+            began=started,
             decode_s=decode_s,
             queue_s=queue_s,
             inference_s=inference_s,

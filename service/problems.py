@@ -34,7 +34,7 @@ _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 _CLIENT_CLOSED_REQUEST = 499
 
 # Asked every few seconds by machines: not work, and no news as long as the answer is the same.
-_PROBES = {"/livez", "/readyz", "/metrics", f"{PREFIX}/health/live", f"{PREFIX}/health/ready"}
+PROBES = {"/livez", "/readyz", "/metrics", f"{PREFIX}/health/live", f"{PREFIX}/health/ready"}
 
 
 def handle_errors(app: FastAPI) -> None:
@@ -47,8 +47,8 @@ def handle_errors(app: FastAPI) -> None:
 class RequestContext:
     """ASGI middleware: `X-Request-ID` echoed or made, faults turned into a 500, every request counted and logged.
 
-    What only a route knows of its request it leaves in `request.state`: `key` (the API key's name), `images` and
-    `timing`.
+    What only a route knows of its request it leaves in `request.state`: `key` (the API key's name), `images`,
+    `timing` and `stages`.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
@@ -63,7 +63,7 @@ class RequestContext:
         request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
-        is_probe = scope["path"] in _PROBES
+        is_probe = scope["path"] in PROBES
         started = perf_counter()
         status = 0
 
@@ -99,6 +99,7 @@ def _access_fields(route: str, status: int, code: str, seconds: float, state: di
     stages = state["timing"].model_dump(exclude={"total"}) if "timing" in state else {}
     return {
         "request_id": state["request_id"],
+        **({"trace_id": state["trace_id"]} if "trace_id" in state else {}),
         "route": route,
         "status": status,
         "code": code,

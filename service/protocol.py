@@ -42,6 +42,11 @@ class BoundedHead(HttpToolsProtocol):
         self._end_head()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        # A head that has begun belongs to a request that is answered, as the connection's last.
+        if not self._head_bytes:
+            super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self._head_bytes is None or self.transport.is_closing():

@@ -4,78 +4,139 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
+from typing import Any, Never
 
 import uvicorn
 
 from service.app import create_app
 from service.engine import OnnxEngine
+from service.exit_codes import EXIT_UNANSWERED, code_of_failure
+from service.listening import Acceptor
 from service.protocol import BoundedHead
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+# For requests that were on their way when the process stopped listening.
+_ON_THE_WAY_S = 0.25
+_POLL_S = 0.05
+
 
 class Server(uvicorn.Server):
     """Uvicorn, except that the first signal to stop is a request to drain, and that an end asked for is no failure.
 
-    On SIGTERM or SIGINT the app answers `draining` for `drain_delay_s`; then uvicorn stops listening and answers
-    what is in flight. A second signal skips the delay; a third, SIGINT, everything. On SIGHUP the API keys are read
-    again.
+    On SIGTERM or SIGINT the service says that it is not ready, but answers for `drain_delay_s` as before, each answer
+    with `Connection: close`. Then it stops listening, answers what it has accepted, and ends with `exit_code` 0. What
+    is not answered within `drain_timeout_s`, or at a second signal, is cut off, and the exit code is another one. On
+    SIGHUP the API keys and the model are read again.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self.model_failed = False
+    def __init__(self, settings: Settings, spread: Callable[[dict[str, Any]], Awaitable[None]] | None = None) -> None:
+        self.exit_code = 0
         self._settings = settings
-        logger.info("batching: %s", settings.batching)
-        app = create_app(settings, self._load, self._on_failure)
+        self._asked_to_stop = False
+        app = create_app(settings, self._load, self._on_failure, spread)
         self._lifecycle = app.state.lifecycle
         self._access = app.state.access
-        self._asked_to_stop = False
-        config = uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            timeout_graceful_shutdown=settings.shutdown_timeout_s,
-            http=BoundedHead,
-            log_config=None,
-            access_log=False,  # the app logs requests itself, with their ids and stages
-            server_header=False,
+        self._metrics = app.state.metrics
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=BoundedHead,
+                ws="none",  # there are none, and a POST that asks for one would be left without an answer
+                log_config=None,
+                access_log=False,  # the app logs requests itself, with their ids and stages
+                server_header=False,
+            )
         )
-        super().__init__(config)
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
         if hasattr(signal, "SIGHUP"):  # not on Windows
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._access.reload)
-        await super().serve(sockets)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.reload)
+        with super().capture_signals():
+            yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._acceptor = Acceptor(sockets or [], self._protocol, self._is_ahead)
+        await super().startup(sockets=[])  # listens to nothing itself
+        self._begin_to_accept()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._acceptor.close()
+        logger.info("no longer listening; %d requests are being answered", len(self.server_state.tasks))
+        if self.server_state.connections:
+            await asyncio.sleep(_ON_THE_WAY_S)
+        for connection in list(self.server_state.connections):
+            connection.shutdown()  # at once if it is idle, or else after its answer
+        try:
+            async with asyncio.timeout(self._settings.drain_timeout_s):
+                while self.server_state.connections or self.server_state.tasks:
+                    await asyncio.sleep(_POLL_S)
+                await self.lifespan.shutdown()
+        except TimeoutError:
+            self.stop_now()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Uvicorn's own method would also raise the signal again at the end, and the exit code would not be 0.
-        if self.should_exit:
-            self.force_exit = sig == signal.SIGINT
-        elif self._asked_to_stop or self._settings.drain_delay_s == 0:
-            self._stop()
-        else:
-            logger.info("draining for %g s", self._settings.drain_delay_s)
-            loop = asyncio.get_running_loop()
-            loop.call_soon_threadsafe(loop.call_later, self._settings.drain_delay_s, self._stop)
+        if self._asked_to_stop:
+            self.stop_now()
         self._asked_to_stop = True
+        asyncio.get_running_loop().call_soon_threadsafe(self.drain)
+
+    def drain(self) -> None:
+        """Ends the process as soon as what it accepts in the next `drain_delay_s` is answered."""
+        logger.info("draining: listening for another %g s", self._settings.drain_delay_s)
         self._lifecycle.drain()
+        # A connection that is closed in order, after an answer, costs its caller nothing.
+        close = (b"connection", b"close")
+        self.config.encoded_headers.append(close)
+        self.server_state.default_headers = [*self.server_state.default_headers, close]
+        asyncio.get_running_loop().call_later(self._settings.drain_delay_s, self._stop)
+
+    def stop_now(self) -> Never:
+        """Ends the process without waiting for anybody."""
+        unanswered = max(len(self.server_state.tasks), len(self.server_state.connections) if self.should_exit else 0)
+        if unanswered:
+            logger.error("stopped with %d requests unanswered", unanswered)
+        logging.shutdown()
+        os._exit(EXIT_UNANSWERED if unanswered else self.exit_code)
+
+    def reload(self) -> None:
+        """Reads the API keys and the model again."""
+        self._access.reload()
+        self._lifecycle.reload()
 
     def _stop(self) -> None:
         self.should_exit = True
 
-    def _load(self) -> OnnxEngine:
+    def _begin_to_accept(self) -> None:
+        self._acceptor.start()
+
+    def _is_ahead(self) -> bool:
+        """Whether another process has fewer connections; there is none."""
+        return False
+
+    def _protocol(self) -> asyncio.Protocol:
+        return BoundedHead(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+    def _load(self, path: Path) -> OnnxEngine:
         return OnnxEngine(
-            self._settings.model,
+            path,
             self._settings.provider,
             intra_op_threads=self._settings.intra_op_threads,
+            workers=self._settings.workers,
             spinning=self._settings.spinning,
             gpu_memory_mib=self._settings.gpu_memory_mib,
         )
 
-    def _on_failure(self) -> None:
-        self.model_failed = True
+    def _on_failure(self, error: Exception) -> None:
+        self.exit_code = code_of_failure(error)
         self._stop()

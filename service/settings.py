@@ -6,6 +6,7 @@ which wins. What stands in `description` is the flag's help.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -36,9 +37,20 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every network of the machine.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    workers: int = Field(
+        1,
+        ge=1,
+        description="Processes that answer on the one port, each with the model and its share of the CPUs; from 2 on"
+        " one more process watches over them.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: LogFormat = Field(
         "auto", description="How to log: json, one object per line, or text; auto is text on a terminal, else json."
+    )
+    tracing: bool = Field(
+        False,
+        description="Whether requests are traced with OpenTelemetry, whose own variables (OTEL_...) say where to; needs"
+        " the extra `tracing`.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
         (), description="Keys that callers must have, KEY or name:KEY, separated by commas; none: everybody may call."
@@ -53,7 +65,26 @@ class Settings(BaseSettings):
         " address; by default there is no limit.",
     )
 
+    admin_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (),
+        description="Keys, written as the others, of those who may also load models; none: nobody may.",
+    )
+    admin_keys_file: Path | None = Field(
+        None, description="File of further admin keys, one per line, read again on SIGHUP; by default none."
+    )
+
     model: Path = Field(DEFAULT_MODEL, description="Artifact to serve, an .onnx file.")
+    model_repository: Path | None = Field(
+        None,
+        description="Folder with NAME/VERSION/model.onnx for every version of a model, instead of one file; versions"
+        " can then be changed while the service runs.",
+    )
+    model_name: str | None = Field(
+        None, min_length=1, description="Model of the repository to serve; by default the only one there."
+    )
+    model_version: int | None = Field(
+        None, ge=1, description="Version of it to begin with, and to stay with; by default the highest."
+    )
     provider: Provider = Field(
         "auto",
         description="What runs the model: cuda (refuses to start unless every node runs there), cpu,"
@@ -101,11 +132,13 @@ class Settings(BaseSettings):
     drain_delay_s: float = Field(
         0.0,
         ge=0.0,
-        description="Seconds between the signal to stop and the end of listening, in which the service answers"
-        " `draining` so that a load balancer takes it out.",
+        description="Seconds between the signal to stop and the end of listening, in which requests are served, but"
+        " `/readyz` says `draining` so that a load balancer sends no more.",
     )
-    shutdown_timeout_s: int = Field(
-        30, ge=1, description="Seconds that requests in flight are given to finish when the service stops."
+    drain_timeout_s: float = Field(
+        30.0,
+        gt=0.0,
+        description="Seconds after that in which what was accepted must be answered; the rest is cut off.",
     )
 
     @property
@@ -122,12 +155,30 @@ class Settings(BaseSettings):
     def _fill_in_the_preset(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {**_BATCHING.get(str(given.get("preset")), {}), **given}
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("api_keys", "admin_keys", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(key for part in value.split(",") if (key := part.strip()))
         return value
+
+    @field_validator("tracing")
+    @classmethod
+    def _tracing_is_installed(cls, value: bool) -> bool:
+        if value:
+            try:
+                import_module("service.tracing")
+            except ModuleNotFoundError as error:
+                raise ValueError(f"{error.name} is not installed; pip install 'housenumber[tracing]'") from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_source_of_models(self) -> Self:
+        if self.model_repository is not None and "model" in self.model_fields_set:
+            raise ValueError("model and model_repository exclude each other: one file, or a folder of versions")
+        if self.model_repository is None and (self.model_name, self.model_version) != (None, None):
+            raise ValueError("model_name and model_version choose from a model_repository, which is not set")
+        return self
 
     @model_validator(mode="after")
     def _the_largest_request_fits(self) -> Self:

@@ -15,11 +15,12 @@ from service.engine import Outputs
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stages:
-    """Seconds of an answered request, one after the other.
+    """Seconds of an answered request, one after the other, from `began` (a `perf_counter`) on.
 
     Bytes to pixels; the wait of the image that was answered last, and the batch it was in; outputs to answer.
     """
 
+    began: float
     decode_s: float
     queue_s: float
     inference_s: float

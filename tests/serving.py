@@ -76,7 +76,7 @@ class Held(Sabotaged):
 def listening(app: FastAPI) -> Iterator[httpx.Client]:
     """A client of an app behind a real server on a free port of this machine."""
     config = uvicorn.Config(
-        app, port=0, http=BoundedHead, log_config=None, access_log=False, timeout_graceful_shutdown=5
+        app, port=0, http=BoundedHead, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -94,7 +94,7 @@ def listening(app: FastAPI) -> Iterator[httpx.Client]:
 @contextmanager
 def serving(engine: Engine, **settings: Any) -> Iterator[httpx.Client]:
     """A client of a service that is ready."""
-    with listening(create_app(Settings(**settings), lambda: engine)) as client:
+    with listening(create_app(Settings(**settings), lambda _: engine)) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client
 

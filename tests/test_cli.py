@@ -10,13 +10,13 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from serving import encode, plain, serving
-from tiny_reader import write_artifact
+from tiny_reader import REVERSED, write_artifact, write_version
 
 import housenumber
 from housenumber.cli import main
-from service.commands import EXIT_MODEL
 from service.engine import OnnxEngine
 from service.errors import BadImage
+from service.exit_codes import EXIT_MODEL
 from service.settings import Settings
 
 
@@ -50,8 +50,9 @@ def test_help_names_every_command_and_the_exit_codes() -> None:
 def test_serve_has_a_documented_flag_for_every_setting_but_the_keys() -> None:
     output = call("serve", "--help").output
     for name in Settings.model_fields:
-        assert (f"--{name.replace('_', '-')} " in output) == (name != "api_keys"), name
+        assert (f"--{name.replace('_', '-')} " in output) == (name not in ("api_keys", "admin_keys")), name
     assert "HOUSENUMBER_API_KEYS" in output
+    assert "HOUSENUMBER_ADMIN_KEYS" in output
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ def test_serve_has_a_documented_flag_for_every_setting_but_the_keys() -> None:
         ["serve", "--provider", "tpu"],
         ["serve", "--max-images", "1000"],
         ["serve", "--nothing"],
+        ["serve", "--model", "a.onnx", "--model-repository", "models"],
+        ["serve", "--model-version", "2"],
         ["predict"],
         ["predict", "--provider", "tpu", "a.png"],
         ["predict", "--region", "1,2,3", "a.png"],
@@ -119,6 +122,19 @@ def test_predict_json_is_the_services_answer(artifact: Path, engine: OnnxEngine,
     for prediction in served["predictions"]:
         prediction.pop("id")
     assert answer["predictions"] == served["predictions"]
+
+
+def test_predict_reads_with_the_model_that_serve_would_serve(
+    photos: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_version(tmp_path / "models", 9)
+    write_version(tmp_path / "models", 10, alphabet=REVERSED)
+    monkeypatch.setenv("HOUSENUMBER_MODEL_REPOSITORY", str(tmp_path / "models"))
+    result = call("predict", "--provider", "cpu", "--json", photos[0])
+    assert json.loads(result.stdout)["model"]["version"] == "10"
+    write_version(tmp_path / "models", 11, version="12")
+    result = call("predict", "--provider", "cpu", photos[0])
+    assert (result.exit_code, "its folders say tiny version 11" in result.stderr) == (5, True)
 
 
 def test_a_bad_file_is_told_and_the_others_are_read(artifact: Path, photos: list[Path], tmp_path: Path) -> None:

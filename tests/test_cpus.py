@@ -76,6 +76,15 @@ def test_files_that_say_something_else_are_passed_over(tmp_path: Path, text: str
 def test_the_budget_says_what_it_rests_on() -> None:
     assert str(CpuBudget(8, None)) == "8 CPUs in the affinity mask, no quota"
     assert str(CpuBudget(8, 2.5)) == "8 CPUs in the affinity mask, a quota of 2.5"
+    assert str(CpuBudget(8, 2.5, 2)) == "8 CPUs in the affinity mask, a quota of 2.5, for 2 workers"
+
+
+@pytest.mark.parametrize(
+    ("affinity", "quota", "workers", "usable"),
+    [(8, None, 2, 4), (8, None, 3, 2), (2, None, 4, 1), (8, 5.5, 2, 2), (8, 0.5, 2, 1)],
+)
+def test_workers_share_the_cpus(affinity: int, quota: float | None, workers: int, usable: int) -> None:
+    assert CpuBudget(affinity, quota, workers).usable == usable
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_the_session_is_sized_for_this_process(
     artifact: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("service.engine.cpu_budget", lambda: CpuBudget(affinity=8, quota=2.5))
+    monkeypatch.setattr("service.engine.cpu_budget", lambda _workers: CpuBudget(affinity=8, quota=2.5))
     options = OnnxEngine(artifact, "cpu")._session.get_session_options()
     assert options.intra_op_num_threads == 2
     assert options.inter_op_num_threads == 1

@@ -6,6 +6,7 @@ import struct
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -266,21 +267,50 @@ def test_a_full_queue_is_overloaded_and_recovers(engine: OnnxEngine) -> None:
         assert client.post("/predict", content=plain("4")).status_code == 200
 
 
-def test_a_draining_service_takes_nothing_new(engine: OnnxEngine) -> None:
-    app = create_app(Settings(), lambda: engine)
+def test_a_draining_service_says_so_and_serves_what_comes(engine: OnnxEngine) -> None:
+    app = create_app(Settings(), lambda _: engine)
     with listening(app) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         app.state.lifecycle.drain()
-        for response in (client.get("/readyz"), client.post("/predict", content=plain("1"))):
-            assert problem_of(response) == (503, "draining")
-            assert int(response.headers["retry-after"]) >= 1
+        response = client.get("/readyz")
+        assert problem_of(response) == (503, "draining")
+        assert int(response.headers["retry-after"]) >= 1
+        assert client.post("/predict", content=plain("1")).json()["predictions"][0]["number"] == "1"
         assert client.get("/livez").status_code == 200
+
+
+def test_a_service_that_is_told_to_stop_before_it_is_ready_is_draining(engine: OnnxEngine) -> None:
+    loaded = threading.Event()
+
+    def load(_: Path) -> OnnxEngine:
+        loaded.wait()
+        return engine
+
+    app = create_app(Settings(), load)
+    with listening(app) as client:
+        try:
+            app.state.lifecycle.drain()
+            for response in (client.get("/readyz"), client.post("/predict", content=plain("1"))):
+                assert problem_of(response) == (503, "draining")
+        finally:
+            loaded.set()
+
+
+def test_ready_is_what_the_other_processes_of_the_service_are_too(engine: OnnxEngine) -> None:
+    app = create_app(Settings(), lambda _: engine)
+    app.state.lifecycle.whole = False
+    with listening(app) as client:
+        wait_until(lambda: client.post("/predict", content=plain("1")).status_code == 200)
+        assert problem_of(client.get("/readyz")) == (503, "not_ready")
+        assert client.get("/v2/health/ready").status_code == 503
+        app.state.lifecycle.whole = True
+        assert client.get("/readyz").status_code == 200
 
 
 def test_until_the_model_is_loaded_the_service_is_not_ready(engine: OnnxEngine) -> None:
     loaded = threading.Event()
 
-    def load() -> OnnxEngine:
+    def load(_: Path) -> OnnxEngine:
         loaded.wait()
         return engine
 

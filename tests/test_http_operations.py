@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+from pathlib import Path
 
 import httpx
 import pytest
@@ -59,10 +60,10 @@ def test_two_apps_in_one_process_count_apart(client: httpx.Client, engine: OnnxE
 def test_a_model_that_cannot_be_loaded_is_one_line_and_told_to_the_process(caplog: pytest.LogCaptureFixture) -> None:
     told = threading.Event()
 
-    def load() -> OnnxEngine:
+    def load(_: Path) -> OnnxEngine:
         raise ArtifactError("tiny.onnx: not an artifact")
 
-    with listening(create_app(Settings(), load, told.set)) as client:
+    with listening(create_app(Settings(), load, lambda _: told.set())) as client:
         assert told.wait(10)
         assert problem_of(client.get("/readyz")) == (503, "not_ready")
         assert problem_of(client.post("/predict", content=plain("1"))) == (503, "not_ready")

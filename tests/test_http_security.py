@@ -41,7 +41,7 @@ def test_keys_of_a_file_are_read_again_and_a_bad_file_changes_nothing(
 ) -> None:
     file = tmp_path / "keys"
     file.write_text("alice:red\n")
-    app = create_app(Settings(api_keys="always", api_keys_file=file), lambda: engine)
+    app = create_app(Settings(api_keys="always", api_keys_file=file), lambda _: engine)
 
     def statuses() -> list[int]:
         keys = ("always", "red", "blue")

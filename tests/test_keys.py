@@ -83,6 +83,14 @@ def test_a_mistake_in_the_setting_is_refused_by_its_place() -> None:
     assert "secret" not in str(refused.value)
 
 
+def test_a_prefix_tells_keys_of_one_kind_from_those_of_another(tmp_path: Path) -> None:
+    known = Keys([SecretStr("first"), SecretStr("carol:second")], write(tmp_path, "\nthird"), prefix="admin-")
+    names = [known.name_of([offer]) for offer in (b"first", b"second", b"third")]
+    assert names == ["admin-key-1", "carol", "admin-line-2"]
+    with pytest.raises(KeysError, match=r"^admin-key 1 of the setting: "):
+        Keys([SecretStr("not good:secret")], None, prefix="admin-")
+
+
 def test_a_file_that_is_not_there_or_no_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KeysError, match="nowhere: No such file"):
         keys(file=tmp_path / "nowhere")

@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from click.testing import CliRunner
+from service_process import PATIENCE_S, service_process
 from serving import Sabotaged, plain, serving, wait_until
-from test_http_process import process, ready
 
 from housenumber.cli import main
 from service import logs
@@ -98,6 +97,12 @@ def test_less_than_the_level_is_not_written() -> None:
 # -- requests --------------------------------------------------------------------------------------------------------
 
 KEY = "verysecretkey"
+
+
+def test_what_is_wrong_with_an_image_is_no_error_of_the_service() -> None:
+    stream = configured("json")
+    logging.getLogger("PIL.TiffImagePlugin").error("more samples per pixel than can be decoded: 5")
+    assert entries(stream) == []
 
 
 def test_each_request_is_one_line_with_its_id_code_and_stages(engine: OnnxEngine) -> None:
@@ -197,18 +202,18 @@ def test_no_image_no_number_and_no_key_is_ever_logged(engine: OnnxEngine) -> Non
 def test_the_process_logs_json_and_reads_its_keys_again_on_sighup(artifact: Path, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text("alice:red\n")
-    flags = ("--model", str(artifact), "--provider", "cpu", "--api-keys-file", str(keys))
-    with process(tmp_path / "log", *flags) as server:
+    flags = ("--model", str(artifact), "--provider", "cpu", "--api-keys-file", str(keys), "--log-format", "json")
+    with service_process(tmp_path / "log", *flags) as server:
 
         def logged() -> list[dict[str, Any]]:
-            return [json.loads(line) for line in server.log.read_text().splitlines()]
+            return [json.loads(line) for line in server.log.splitlines()]
 
         def reloaded(message: str) -> None:
             server.popen.send_signal(signal.SIGHUP)
-            wait_until(lambda: any(entry["message"].startswith(message) for entry in logged()))
+            wait_until(lambda: any(entry["message"].startswith(message) for entry in logged()), PATIENCE_S)
 
-        with httpx.Client(base_url=f"http://127.0.0.1:{server.port}", trust_env=False) as client:
-            ready(client)
+        server.wait_until_ready()
+        with server.client() as client:
 
             def status(key: str) -> int:
                 return client.post("/predict", content=plain("42"), headers={"X-API-Key": key}).status_code
@@ -221,7 +226,7 @@ def test_the_process_logs_json_and_reads_its_keys_again_on_sighup(artifact: Path
             reloaded("the API keys stay as they were")
             assert [status("red"), status("blue")] == [401, 200]
         server.popen.terminate()
-        assert server.popen.wait(20) == 0
+        assert server.ends() == 0
         lines = [entry for entry in logged() if entry.get("route") == "/predict"]
     # Once each: the server's own lines about requests are off.
     assert [entry["status"] for entry in lines] == [200, 401, 401, 200, 401, 200]

@@ -31,11 +31,12 @@ def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPat
     assert Settings().port == 9000
 
 
+@pytest.mark.parametrize("name", ["api_keys", "admin_keys"])
 @pytest.mark.parametrize(("text", "keys"), [("", []), ("one", ["one"]), (" one, two ,,", ["one", "two"])])
-def test_api_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, text: str, keys: list[str]) -> None:
-    monkeypatch.setenv("HOUSENUMBER_API_KEYS", text)
+def test_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, name: str, text: str, keys: list[str]) -> None:
+    monkeypatch.setenv(f"HOUSENUMBER_{name.upper()}", text)
     settings = Settings()
-    assert [key.get_secret_value() for key in settings.api_keys] == keys
+    assert [key.get_secret_value() for key in getattr(settings, name)] == keys
     assert "'one'" not in repr(settings)
 
 
@@ -49,14 +50,29 @@ def test_api_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, text:
         ("MAX_BODY_BYTES", "-1"),
         ("REQUEST_TIMEOUT_MS", "0"),
         ("DRAIN_DELAY_S", "-1"),
+        ("DRAIN_TIMEOUT_S", "0"),
+        ("WORKERS", "0"),
         ("LOG_LEVEL", "loud"),
         ("MAX_QUEUE_IMAGES", "10"),  # fewer than max_images
+        ("MODEL_NAME", "tiny"),  # of which repository?
+        ("MODEL_VERSION", "1"),
+        ("MODEL_VERSION", "0"),
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(f"HOUSENUMBER_{name}", value)
     with pytest.raises(ValidationError, match=name.lower()):
         Settings()
+
+
+def test_a_model_comes_from_a_file_or_from_a_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(model_repository="/models", model_name="tiny", model_version="12")
+    assert (settings.model_repository, settings.model_name, settings.model_version) == (Path("/models"), "tiny", 12)
+    # Also where it happens to be the default.
+    for file in ("/elsewhere/model.onnx", str(DEFAULT_MODEL)):
+        monkeypatch.setenv("HOUSENUMBER_MODEL", file)
+        with pytest.raises(ValidationError, match="model and model_repository exclude each other"):
+            Settings(model_repository="/models")
 
 
 def test_every_setting_is_described_with_its_unit() -> None:

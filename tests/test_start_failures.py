@@ -29,7 +29,7 @@ def start(tmp_path: Path, model: Path, *flags: str) -> tuple[int, list[str]]:
 
 def test_two_onnxruntimes_side_by_side_cannot_run_cuda(artifact: Path, tmp_path: Path) -> None:
     code, (line,) = start(tmp_path, artifact, "--provider", "cuda")
-    assert code == 5
+    assert code == 6
     assert "onnxruntime and onnxruntime-gpu are both installed, which breaks CUDA; the fix: `pip uninstall" in line
 
 

@@ -6,6 +6,7 @@ import socket
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
@@ -501,7 +502,7 @@ def test_the_rate_limit_counts_the_images(engine: OnnxEngine) -> None:
 def test_before_and_after(engine: OnnxEngine) -> None:
     loaded = threading.Event()
 
-    def load() -> OnnxEngine:
+    def load(_: Path) -> OnnxEngine:
         loaded.wait()
         return engine
 
@@ -521,7 +522,9 @@ def test_before_and_after(engine: OnnxEngine) -> None:
             loaded.set()
         wait_until(lambda: client.get("/v2/health/ready").status_code == 200)
         app.state.lifecycle.drain()
-        check_unavailable()
+        assert failure(client.get("/v2/health/ready"))[0] == 503
+        assert client.get("/v2/models/tiny/ready").status_code == 200
+        assert client.post(INFER, json=ask(images())).status_code == 200
 
 
 @pytest.mark.parametrize("whose", ["header", "parameter"])
@@ -628,7 +631,8 @@ def test_the_documentation_has_the_protocol(client: httpx.Client) -> None:
         for version in ("", "/versions/{version}")
         for end in ("", "/ready", "/config", "/stats", "/infer")
     }
-    assert protocol == {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats"} | per_model
+    repository = {f"/v2/repository/{end}" for end in ("index", "models/{name}/load", "models/{name}/unload")}
+    assert protocol == {"/v2", "/v2/health/live", "/v2/health/ready", "/v2/models/stats"} | per_model | repository
     infer = schema["paths"]["/v2/models/{name}/versions/{version}/infer"]["post"]
     assert set(infer["requestBody"]["content"]) == {"application/json", "application/octet-stream"}
     assert {parameter["name"].lower() for parameter in infer["parameters"]} == {
@@ -642,6 +646,10 @@ def test_the_documentation_has_the_protocol(client: httpx.Client) -> None:
             for status, response in operation["responses"].items():
                 reference = response["content"]["application/json"]["schema"].get("$ref", "")
                 assert reference.endswith("/ErrorResponse") == (status != "200")
+    for path, kind in (("index", "IndexRequest"), ("models/{name}/load", "LoadRequest")):
+        body = schema["paths"][f"/v2/repository/{path}"]["post"]["requestBody"]
+        assert body["content"]["application/json"]["schema"] == {"$ref": f"#/components/schemas/{kind}"}
+        assert not body["required"]
     assert {"InferRequest", "RequestInput", "InferResponse", "ErrorResponse"} <= set(schema["components"]["schemas"])
 
 

@@ -18,6 +18,8 @@ from service.artifact import ArtifactMetadata
 
 SIZE = 8
 BLANK = 252
+# An alphabet for another version: it reads "12" where this one reads "87".
+REVERSED = "9876543210"
 THRESHOLD = 0.6
 
 # Two transformers: one that crops and shears, one that is a rotation by 30 degrees partly outside.
@@ -56,6 +58,14 @@ def metadata(**changes: object) -> ArtifactMetadata:
         "versions": {},
     }
     return ArtifactMetadata.model_validate({**fields, **changes})
+
+
+def write_version(root: Path, number: int, *, name: str = "tiny", **changes: object) -> Path:
+    """Writes the artifact as a version in the repository `root`; `changes` are those of its metadata."""
+    path = root / name / str(number) / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    described = metadata(**{"name": name, "version": str(number), **changes})
+    return write_artifact(path, described.to_metadata_map())
 
 
 def write_artifact(path: Path, properties: dict[str, str] | None = None) -> Path:

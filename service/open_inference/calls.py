@@ -29,13 +29,13 @@ class Call:
     """A request that has been understood.
 
     `images` are encoded images, or the artifact's own input, uint8 [N, H, W, 3]. `outputs` are those asked for, and
-    whether in binary. `timeout_s` is the deadline in its parameters, None where it has none.
+    whether in binary. `timeout_ms` is the deadline in its parameters, None where it has none.
     """
 
     id: str | None
     images: Sequence[Picture] | NDArray[np.uint8]
     outputs: tuple[tuple[TensorMetadata, bool], ...]
-    timeout_s: float | None
+    timeout_ms: float | None
 
 
 def read_call(
@@ -66,13 +66,13 @@ def read_call(
         raise BadRequest(first_mistake(error.errors(include_url=False, include_input=False))) from None
     outputs = _outputs(request, model)
     raw = _binary(request.inputs, memoryview(body)[json_bytes:])
-    timeout_s = request.parameters.timeout / 1e6 or None
+    timeout_ms = request.parameters.timeout / 1000 or None
     tensor, given = _only_input(request, model)
     try:
         images = _images(given, tensor, raw[given.name], request.parameters.content_type, max_images)
     except BadRequest as error:
         raise BadRequest(f"{tensor.name}: {error.detail}") from None
-    return Call(request.id, images, outputs, timeout_s)
+    return Call(request.id, images, outputs, timeout_ms)
 
 
 def write_answer(call: Call, inferred: Inferred, model: ModelInfo) -> tuple[bytes, int | None]:

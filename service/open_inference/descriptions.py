@@ -21,13 +21,19 @@ from service.settings import Settings
 
 PLATFORM = "onnxruntime_onnx"
 EXTENSIONS = ["binary_tensor_data", "parameters", "schedule_policy", "model_configuration", "statistics"]
+REPOSITORY_EXTENSION = "model_repository"
 
 _CONFIG_TYPES = {"BYTES": "TYPE_STRING", "UINT8": "TYPE_UINT8", "FP32": "TYPE_FP32", "BOOL": "TYPE_BOOL"}
 _NOTHING = DurationStat(count=0, ns=0)
 
 
-def server_metadata(provider: str | None) -> ServerMetadata:
-    return ServerMetadata(name="housenumber", version=version("housenumber"), extensions=EXTENSIONS, provider=provider)
+def server_metadata(provider: str | None, *, with_repository: bool) -> ServerMetadata:
+    return ServerMetadata(
+        name="housenumber",
+        version=version("housenumber"),
+        extensions=[*EXTENSIONS, *([REPOSITORY_EXTENSION] if with_repository else [])],
+        provider=provider,
+    )
 
 
 def model_metadata(predictor: Predictor) -> ModelMetadata:
@@ -40,14 +46,16 @@ def model_metadata(predictor: Predictor) -> ModelMetadata:
     )
 
 
-def model_config(predictor: Predictor, settings: Settings) -> dict[str, Any]:
+def model_config(predictor: Predictor, settings: Settings, *, pinned: bool) -> dict[str, Any]:
     """The model's configuration as Triton writes it (`model_config.proto`).
 
     Triton's `max_batch_size` stands for a first dimension that all tensors have and `dims` leave out, and `dims` may
     not be empty; a tensor of shape [N] cannot be said so. Hence 0, which means that `dims` are the whole shape. How
-    many images the model is really given at once is one of the `parameters`.
+    many images the model is really given at once is one of the `parameters`. `pinned`: this version is not served for
+    being the newest.
     """
     model = predictor.model
+    version_policy = {"specific": {"versions": [int(model.version)]}} if pinned else {"latest": {"num_versions": 1}}
     queue_policy = {
         "timeout_action": "REJECT",
         "default_timeout_microseconds": settings.request_timeout_ms * 1000,
@@ -64,7 +72,7 @@ def model_config(predictor: Predictor, settings: Settings) -> dict[str, Any]:
         "name": model.name,
         "platform": PLATFORM,
         "backend": "onnxruntime",
-        "version_policy": {"latest": {"num_versions": 1}},
+        "version_policy": version_policy,
         "max_batch_size": 0,
         # Either of the two is enough.
         "input": [_tensor_config(tensor) | {"optional": True} for tensor in input_tensors(predictor.metadata)],

@@ -2,8 +2,7 @@
 
 # No `from __future__ import annotations`: FastAPI could not resolve the local names in the routes' annotations.
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from time import perf_counter
 from typing import Annotated, Any
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, HTTPException, Request, Response
 
 from service.access import Access
+from service.deadline import Deadline
 from service.disconnect import while_connected
-from service.errors import DeadlineExceeded, ServiceError
+from service.errors import ServiceError
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.open_inference import PREFIX
@@ -37,7 +37,7 @@ from service.settings import Settings
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 
-FindModel = Callable[..., Awaitable[Predictor]]
+FindModel = Callable[..., AsyncIterator[Predictor]]
 
 _FAILURE: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "What went wrong"}}
 _INFER: dict[str, Any] = {
@@ -57,19 +57,22 @@ def protocol_router(settings: Settings, lifecycle: Lifecycle, access: Access, me
     router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
     with_key = [Depends(access.authorise)]
 
-    async def newest(name: str) -> Predictor:
-        return _served(lifecycle, name, None)
+    async def served(name: str) -> AsyncIterator[Predictor]:
+        with _served(lifecycle, name, None).in_use() as predictor:
+            yield predictor
 
-    async def versioned(name: str, version: str) -> Predictor:
-        return _served(lifecycle, name, version)
+    async def versioned(name: str, version: str) -> AsyncIterator[Predictor]:
+        with _served(lifecycle, name, version).in_use() as predictor:
+            yield predictor
 
     @router.get("/", include_in_schema=False, dependencies=with_key)
     @router.get("", summary="The service", dependencies=with_key, responses=_FAILURE)
     async def server() -> ServerMetadata:
         try:
-            return server_metadata(lifecycle.admit().model.provider)
+            provider = lifecycle.admit().model.provider
         except ServiceError:
-            return server_metadata(None)
+            provider = None
+        return server_metadata(provider, with_repository=access.has_admins)
 
     @router.get("/health/live", summary="The process answers")
     async def live() -> ServerLive:
@@ -77,16 +80,16 @@ def protocol_router(settings: Settings, lifecycle: Lifecycle, access: Access, me
 
     @router.get("/health/ready", summary="The model is ready", responses=_FAILURE)
     async def ready() -> ServerReady:
-        lifecycle.admit()
+        lifecycle.check_ready()
         return ServerReady(live=True, ready=True)
 
     @router.get("/models/stats", summary="Counters of all models", dependencies=with_key, responses=_FAILURE)
     async def stats() -> StatsResponse:
         return StatsResponse(model_stats=[model_stats(lifecycle.admit())])
 
-    _add_model(router, "/models/{name}", newest, settings, with_key)
-    _add_model(router, "/models/{name}/versions/{version}", versioned, settings, with_key)
-    _add_infer(router, "/models/{name}/infer", newest, settings, lifecycle, access, metrics)
+    _add_model(router, "/models/{name}", served, settings, lifecycle, with_key)
+    _add_model(router, "/models/{name}/versions/{version}", versioned, settings, lifecycle, with_key)
+    _add_infer(router, "/models/{name}/infer", served, settings, lifecycle, access, metrics)
     _add_infer(router, "/models/{name}/versions/{version}/infer", versioned, settings, lifecycle, access, metrics)
     return router
 
@@ -96,11 +99,17 @@ def _served(lifecycle: Lifecycle, name: str, version: str | None) -> Predictor:
     model = predictor.model
     if name != model.name or version not in (None, model.version):
         asked = name if version is None else f"{name} version {version}"
-        raise HTTPException(404, f"no model {asked[:80]}; there is {model.name} version {model.version}")
+        raise HTTPException(
+            404,
+            f"no model {asked[:80]}; there is {model.name} version {model.version}, and one version at a time;"
+            f" {PREFIX}/repository/models/{model.name}/load loads another",
+        )
     return predictor
 
 
-def _add_model(router: APIRouter, path: str, find: FindModel, settings: Settings, with_key: list[Any]) -> None:
+def _add_model(
+    router: APIRouter, path: str, find: FindModel, settings: Settings, lifecycle: Lifecycle, with_key: list[Any]
+) -> None:
     options: dict[str, Any] = {"dependencies": with_key, "responses": _FAILURE}
 
     @router.get(path, summary="A model, its inputs and outputs", **options)
@@ -113,7 +122,7 @@ def _add_model(router: APIRouter, path: str, find: FindModel, settings: Settings
 
     @router.get(f"{path}/config", summary="A model's configuration, as Triton writes it", **options)
     async def config(predictor: Annotated[Predictor, Depends(find)]) -> dict[str, Any]:
-        return model_config(predictor, settings)
+        return model_config(predictor, settings, pinned=lifecycle.pinned)
 
     @router.get(f"{path}/stats", summary="A model's counters", **options)
     async def stats(predictor: Annotated[Predictor, Depends(find)]) -> StatsResponse:
@@ -148,34 +157,28 @@ def _add_infer(
         ] = None,
     ) -> Response:
         started = perf_counter()
-        arrived = asyncio.get_running_loop().time()
-        timeout_s = min(x_request_timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
-        try:
-            async with asyncio.timeout_at(arrived + timeout_s) as until_deadline:
-                body = await read_body(
-                    request, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
-                )
-                read = partial(
-                    read_call,
-                    encoding=request.headers.get("content-encoding", ""),
-                    json_bytes=inference_header_content_length,
-                    model=predictor.metadata,
-                    max_body_bytes=settings.max_body_bytes,
-                    max_images=settings.max_images,
-                )
-                (call,) = await lifecycle.pool.map(read, [body], arrived + timeout_s)
-                access.charge(request, len(call.images))
-                timeout_s = min(call.timeout_s or timeout_s, timeout_s)
-                deadline = arrived + timeout_s
-                until_deadline.reschedule(deadline)
-                inferred = await while_connected(request, predictor.infer(call.images, deadline=deadline))
-        except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {timeout_s * 1000:g} ms") from None
+        async with Deadline(settings.request_timeout_ms, x_request_timeout_ms) as deadline:
+            body = await read_body(
+                request, max_body_bytes=settings.max_body_bytes, body_timeout_s=settings.body_timeout_s
+            )
+            read = partial(
+                read_call,
+                encoding=request.headers.get("content-encoding", ""),
+                json_bytes=inference_header_content_length,
+                model=predictor.metadata,
+                max_body_bytes=settings.max_body_bytes,
+                max_images=settings.max_images,
+            )
+            (call,) = await lifecycle.pool.map(read, [body], deadline.at)
+            access.charge(request, len(call.images))
+            deadline.shorten(call.timeout_ms)
+            inferred = await while_connected(request, predictor.infer(call.images, deadline=deadline.at))
         answer, json_bytes = write_answer(call, inferred, predictor.model)
         headers = {} if json_bytes is None else {JSON_LENGTH: str(json_bytes)}
         if encoding := accepted_encoding(request.headers.get("accept-encoding", "")):
             answer = compressed(answer, encoding)
             headers["Content-Encoding"] = encoding
+        request.state.stages = inferred
         request.state.timing = timing = Timing.of(inferred, perf_counter() - started)
         metrics.observe_timing(timing)
         for _ in inferred.readings:

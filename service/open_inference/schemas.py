@@ -7,9 +7,9 @@ https://github.com/triton-inference-server/server/tree/main/docs/protocol.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, Json, field_validator, model_validator
 
 Parameter = str | bool | int | float
 
@@ -232,3 +232,80 @@ class ModelStats(BaseModel):
 
 class StatsResponse(BaseModel):
     model_stats: list[ModelStats]
+
+
+class IndexRequest(_In):
+    """The body, which may be empty, of `POST /v2/repository/index`."""
+
+    ready: bool = Field(False, description="Only the version that is served.")
+
+
+class RepositoryVersion(BaseModel):
+    """A version of a model; `reason` says why it is not served."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
+
+
+class LatestVersions(_In):
+    """The newest versions."""
+
+    num_versions: int = Field(1, validation_alias=AliasChoices("num_versions", "numVersions"))
+
+
+class SpecificVersions(_In):
+    """These versions. Protocol buffers write numbers of 64 bits in JSON as strings."""
+
+    versions: list[Annotated[int, Field(strict=False, ge=1, le=2**63 - 1)]]
+
+
+class VersionPolicy(_In):
+    """Triton's `ModelVersionPolicy`; there is one version at a time, the newest or a specific one."""
+
+    latest: LatestVersions | None = None
+    specific: SpecificVersions | None = None
+    all: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Self:
+        if self.all is not None or (self.latest is not None and self.specific is not None):
+            raise ValueError("one version is served at a time: say `latest` or `specific`")
+        if self.latest is not None and self.latest.num_versions != 1:
+            raise ValueError("one version is served at a time: latest.num_versions is 1")
+        if self.specific is not None and len(self.specific.versions) != 1:
+            raise ValueError("one version is served at a time: specific.versions has one element")
+        return self
+
+
+class LoadConfig(_In):
+    """Triton's `ModelConfig`, of which only the version policy means something when a model is loaded."""
+
+    version_policy: VersionPolicy = Field(
+        VersionPolicy(), validation_alias=AliasChoices("version_policy", "versionPolicy")
+    )
+
+    @property
+    def version(self) -> str | None:
+        """The version asked for; None is the newest."""
+        specific = self.version_policy.specific
+        return None if specific is None else str(specific.versions[0])
+
+
+class LoadParameters(_ParametersIn):
+    """Parameters of a load. Files are not taken: they are copied into the repository."""
+
+    config: Json[LoadConfig] = Field(LoadConfig(), description="Triton's model configuration, as a string of JSON.")
+
+    @model_validator(mode="after")
+    def _no_files(self) -> Self:
+        if any(name.startswith("file:") for name in self.__pydantic_extra__):
+            raise ValueError("files are not taken; copy them into the repository")
+        return self
+
+
+class LoadRequest(_In):
+    """The body, which may be empty, of `POST /v2/repository/models/{name}/load`."""
+
+    parameters: LoadParameters = LoadParameters()

@@ -1,0 +1,118 @@
+"""One of several processes that answer on the same port: the server, told what to do by its supervisor alone."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import socket
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from service.channel import NOT_LISTENING, Channel, Post
+from service.server import Server
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_TICKS_PER_REFRESH = 10  # of uvicorn's, which come every tenth of a second
+
+
+class Worker(Server):
+    """Signals that a terminal or a service manager sends to all are the supervisor's business: this process ignores
+    them. When the supervisor is gone, it stops listening, answers what it has accepted, and ends."""
+
+    def __init__(self, settings: Settings, post: Post) -> None:
+        self._post = post
+        self._channel = Channel(post.connection)
+        self._tasks: set[asyncio.Task[object]] = set()
+        if post.choice is not None:
+            chosen = {"model_name": post.choice["name"], "model_version": int(post.choice["version"])}
+            settings = settings.model_copy(update=chosen)
+        super().__init__(settings, self._spread)
+        self._lifecycle.whole = post.replacement
+        self._lifecycle.on_serving = self._on_serving
+        logging.getLogger("service.lifecycle").addFilter(self._is_for_the_log)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._channel.open(self._on_message, self._on_orphaned)
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._post.connections[self._post.place] != NOT_LISTENING:
+            self._count_connections()
+        if counter % _TICKS_PER_REFRESH == 0:
+            self._metrics.refresh()
+        return await super().on_tick(counter)
+
+    def _begin_to_accept(self) -> None:
+        if not self._post.replacement:
+            self._post.connections[self._post.place] = 0
+            super()._begin_to_accept()
+
+    def _on_serving(self) -> None:
+        choice = self._lifecycle.choice
+        self._channel.send("serving", choice if choice["name"] else None)
+        if self._post.connections[self._post.place] == NOT_LISTENING and not self.should_exit:
+            self._post.connections[self._post.place] = 0
+            super()._begin_to_accept()
+            if self._post.choice is not None:  # and not only for being the version it was told to begin with
+                self._in_background(self._lifecycle.load(self._post.choice))
+
+    def _is_ahead(self) -> bool:
+        return self._count_connections() > min(self._post.connections)
+
+    def _count_connections(self) -> int:
+        count = len(self.server_state.connections) + self._acceptor.connecting
+        self._post.connections[self._post.place] = count
+        return count
+
+    def _on_message(self, word: str, about: Any) -> None:
+        match word:
+            case "whole":
+                self._lifecycle.whole = True
+            case "reload":
+                self.reload()
+            case "drain":
+                self.drain()
+            case "stop":
+                self.stop_now()
+            case "load":
+                self._in_background(self._load_for_another(about))
+
+    async def _load_for_another(self, choice: dict[str, Any]) -> None:
+        try:
+            await self._lifecycle.load(choice)
+        except Exception as error:
+            self._channel.reply(" ".join(str(error).split()) or type(error).__name__)
+        else:
+            self._channel.reply(None)
+
+    async def _spread(self, choice: dict[str, Any]) -> None:
+        """Has every other worker load the choice. Raises RuntimeError, with the first failure's line."""
+        failure = await self._channel.ask("spread", choice)
+        if failure is not None:
+            raise RuntimeError(failure)
+
+    def _on_orphaned(self) -> None:
+        logger.error("the supervisor is gone; this worker stops")
+        shutil.rmtree(self._post.folder, ignore_errors=True)  # which it would have removed; files in use live on
+        self.drain()
+        self._stop()
+
+    def _is_for_the_log(self, record: logging.LogRecord) -> bool:
+        """Whether the line is this worker's own. That a model cannot be served, all find at once, and one says it."""
+        if record.levelno < logging.CRITICAL or record.exc_info:
+            return True
+        self._channel.send("failed", record.getMessage())
+        return False
+
+    def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
