@@ -26,8 +26,9 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## Cost of the readers, side by side
+bench: $(VENV)/.dev ## Cost of the readers, and the service against what the cores can do
 	$(BIN)/python -m bench.readers
+	$(BIN)/python -m bench.service
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,149 @@
+"""The instruments: what the load generator counts, and that the hostile requests would find a server that fails."""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from serving import Held, plain, serving
+
+from bench import hostile as hostile_bench
+from bench.hostile import Attack
+from bench.hostile_requests import hostile
+from bench.load import offer, post, saturate, send
+from bench.report import Figures, Row
+from service.engine import OnnxEngine
+
+GOOD, BAD = post("/predict", plain("42"), "image/png"), post("/predict", b"junk", "image/png")
+
+
+def port_of(client: httpx.Client) -> int:
+    assert client.base_url.port
+    return client.base_url.port
+
+
+@contextmanager
+def server(answer: Callable[[socket.socket], None]) -> Iterator[int]:
+    """The port of a server that does this with every connection, and then closes it."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection:
+                    answer(connection)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            listening.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+# -- load ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_request_is_sent_and_counted_once(client: httpx.Client) -> None:
+    load = send(port_of(client), [GOOD, GOOD, BAD], connections=4, count=30)
+    assert load.answers == {200: 20, 422: 10}
+    assert len(load.waits) == 20
+    assert load.quantile(0) <= load.quantile(0.5) <= load.quantile(1)
+    assert (load.broken, load.unsent) == (0, 0)
+    assert load.good == 20 / load.seconds
+
+
+def test_saturation_keeps_all_connections_busy(engine: OnnxEngine) -> None:
+    held = Held(engine)
+    with serving(held, max_batch_size=1) as client:
+        threading.Timer(0.3, held.go_on.set).start()
+        load = saturate(port_of(client), [GOOD], connections=5, warm_s=0, seconds=1)
+        assert held.go_on.is_set()
+    assert set(load.answers) == {200}
+    assert load.answers[200] >= 5
+
+
+def test_an_offer_does_not_wait_for_answers_and_says_what_it_could_not_send(engine: OnnxEngine) -> None:
+    held = Held(engine)
+    with serving(held) as client:
+        try:
+            load = offer(port_of(client), [GOOD], rate=100, connections=2, warm_s=0, seconds=0.5)
+        finally:
+            held.go_on.set()
+    assert not load.answers
+    assert load.unsent > 0
+
+
+def test_connections_that_break_off_are_counted() -> None:
+    with server(lambda connection: None) as port:
+        load = send(port, [GOOD], connections=3, count=3)
+    assert (load.broken, load.answers.total()) == (3, 0)
+
+
+# -- hostile requests ------------------------------------------------------------------------------------------------
+
+
+def test_hostile_requests_are_refused_and_good_ones_read(engine: OnnxEngine, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR), serving(engine, body_timeout_s=0.2) as client:
+        attack = Attack(port_of(client), "tiny", seed=5, concurrency=16)
+        attack.run(range(400))
+    assert attack.failures == {}
+    assert attack.outcomes["good: 200"] == 4
+    assert attack.outcomes.total() == 400
+    assert not caplog.records
+
+
+def test_a_hostile_request_can_be_made_again() -> None:
+    requests = [hostile(1, index, "tiny") for index in range(200)]
+    assert requests == [hostile(1, index, "tiny") for index in range(200)]
+    assert requests != [hostile(2, index, "tiny") for index in range(200)]
+    assert len({request.kind for request in requests}) == 9
+
+
+def test_a_server_that_fails_is_found_out() -> None:
+    def fail(connection: socket.socket) -> None:
+        connection.recv(2**16)
+        connection.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno")
+
+    with server(fail) as port:
+        attack = Attack(port, "tiny", seed=1, concurrency=1)
+        attack.run(range(3))
+    assert attack.failures[0] == "good: 500 b'no'"
+
+
+def test_a_server_that_hangs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile_bench, "ANSWER_S", 0.1)
+    over = threading.Event()
+
+    def hang(_connection: socket.socket) -> None:
+        over.wait()
+
+    with server(hang) as port:
+        attack = Attack(port, "tiny", seed=1, concurrency=1)
+        try:
+            attack.run([0])
+        finally:
+            over.set()
+    assert attack.failures == {0: "good: neither answered nor closed within 0.1 s"}
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_ratios_are_of_one_round_and_targets_have_a_side() -> None:
+    figures = Figures()
+    for ours, ceiling in ((8, 10), (90, 100), (1, 2)):
+        figures.note("ours", ours)
+        figures.note("ceiling", ceiling)
+    assert figures.ratio("ours", "ceiling") == 0.8
+    assert Row("ratio", 0.8, least=0.8).verdict == "met"
+    assert Row("ratio", 0.79, least=0.8).verdict == "MISSED"
+    assert Row("memory", 401, most=400).verdict == "MISSED"
+    assert Row("report", 1).verdict == ""
