@@ -13,7 +13,7 @@ from export.graph import OPSET, trace
 from models.checkpoint import load_reader, weights_sha256
 from models.evaluation.calibration import Calibration
 from models.readers import SLOTS, ReaderSpec
-from models.served import ServedReader
+from models.served import ServedReader, bends
 from models.transformer import SpatialTransformer
 from service.artifact import ArtifactMetadata
 
@@ -55,7 +55,8 @@ def build_artifact(checkpoint: Path, label: Label) -> bytes:
     """
     reader, spec = load_reader(checkpoint)
     metadata = describe(reader, spec, label, weights_sha256(checkpoint))
-    model = trace(ServedReader(reader, label.temperature), spec.input_height, spec.input_width)
+    served = ServedReader(reader, label.temperature, outlines=bends(reader))
+    model = trace(served, spec.input_height, spec.input_width)
     onnx.helper.set_model_props(model, metadata.to_metadata_map())
     artifact: bytes = model.SerializeToString(deterministic=True)
     return artifact
@@ -70,7 +71,7 @@ def describe(reader: nn.Module, spec: ReaderSpec, label: Label, weights_digest: 
         input_height=spec.input_height,
         input_width=spec.input_width,
         slots=SLOTS,
-        transformers=sum(isinstance(part, SpatialTransformer) for part in reader.modules()),
+        transformers=sum(part.count for part in reader.modules() if isinstance(part, SpatialTransformer)),
         threshold=label.threshold,
         temperature=label.temperature,
         parameters=sum(parameter.numel() for parameter in reader.parameters()),

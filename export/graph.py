@@ -9,7 +9,7 @@ import onnx
 import torch
 
 from models.served import ServedReader
-from service.artifact import INPUT_NAME, OUTPUT_NAMES
+from service.artifact import INPUT_NAME
 
 OPSET = 18
 """18 and 19 put every node of a reader on CUDA in ONNX Runtime 1.24 to 1.31. From 20 on `GridSample` needs 1.25 and
@@ -37,7 +37,7 @@ def trace(reader: ServedReader, height: int, width: int) -> onnx.ModelProto:
             opset_version=OPSET,
             dynamic_shapes={"images": {0: torch.export.Dim(BATCH)}},
             input_names=[INPUT_NAME],
-            output_names=list(OUTPUT_NAMES),
+            output_names=reader.output_names,
             verbose=False,
         )
     assert program is not None

@@ -12,8 +12,11 @@ CUDA_OPERATORS = frozenset(
         *("Conv", "Relu", "MaxPool", "AveragePool", "Gemm", "MatMul", "Add"),
         # Attention.
         *("LayerNormalization", "Softmax", "Erf", "Split"),
-        # Spatial transformers; the grid is a constant times theta, never `AffineGrid`.
-        "GridSample",
+        # Maxout, its locally connected layer, and slots from lengths.
+        *("Max", "Pad", "Log"),
+        # Spatial transformers; the grid is a constant times theta, never `AffineGrid`. Rotations are of an angle; the
+        # logarithm of thin-plate splines is above.
+        *("GridSample", "Sin", "Cos"),
         # Boxes, and the forms of tensors.
         *("Reshape", "Slice", "Gather", "Unsqueeze", "Concat"),
     }

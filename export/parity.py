@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch.nn import functional as F
 
-from models.served import ServedReader
-from models.transformer import IDENTITY_THETA, SpatialTransformer
-from service.artifact import INPUT_NAME, OUTPUT_NAMES
+from models.served import OUTLINES, ServedReader
+from models.transformations import IDENTITY_THETA, Matrix
+from models.transformer import SpatialTransformer
+from service.artifact import INPUT_NAME
 
 BATCHES = (1, 3, 32)
 """One, an odd few, and the most the service runs at a time."""
@@ -28,21 +29,22 @@ TOLERANCES = {
     "theta": 1e-4,
     # Products of up to four thetas, whose errors add up.
     "boxes": 4e-4,
+    OUTLINES: 4e-4,
 }
 """Largest absolute difference allowed in each output."""
 
 _TILT = math.radians(25)
 _COS, _SIN = math.cos(_TILT), math.sin(_TILT)
 
-Theta = tuple[tuple[float, float, float], tuple[float, float, float]]
-THETAS: dict[str, Theta | None] = {
+THETAS: dict[str, Matrix | None] = {
     "as trained": None,
     "identity": IDENTITY_THETA,
     "zoomed": ((0.6, 0.0, 0.15), (0.0, 0.7, -0.1)),
     "rotated": ((_COS, -_SIN, 0.05), (_SIN, _COS, 0.0)),
     "partly outside": ((1.1, 0.1, 0.35), (0.0, 1.2, -0.25)),
 }
-"""What every transformer is made to look at, target -> source; None leaves the weights as they are."""
+"""What every transformer is made to look at, target -> source, as closely as its transformation can; None leaves the
+weights as they are."""
 
 
 class ParityError(Exception):
@@ -51,14 +53,12 @@ class ParityError(Exception):
 
 @dataclass(frozen=True)
 class Differences:
-    """Largest absolute difference of each output."""
+    """Largest absolute difference of each output, by its name."""
 
-    probabilities: float
-    theta: float
-    boxes: float
+    largest: dict[str, float]
 
     def __str__(self) -> str:
-        return f"probabilities {self.probabilities:.1e}, theta {self.theta:.1e}, boxes {self.boxes:.1e}"
+        return ", ".join(f"{name} {difference:.1e}" for name, difference in self.largest.items())
 
 
 def check_parity(model: onnx.ModelProto, reader: ServedReader, height: int, width: int) -> Differences:
@@ -73,7 +73,7 @@ def check_parity(model: onnx.ModelProto, reader: ServedReader, height: int, widt
     """
     images = probe_images(max(BATCHES), height, width)
     transformers = {name: part for name, part in reader.named_modules() if isinstance(part, SpatialTransformer)}
-    largest = dict.fromkeys(OUTPUT_NAMES, 0.0)
+    largest = dict.fromkeys(reader.output_names, 0.0)
     for case, theta in THETAS.items():
         if theta is not None:
             set_theta(model, transformers, theta)
@@ -81,7 +81,8 @@ def check_parity(model: onnx.ModelProto, reader: ServedReader, height: int, widt
         with torch.inference_mode():
             expected = [output.numpy() for output in reader(torch.from_numpy(images))]
         for batch in BATCHES:
-            for name, ours, theirs in zip(OUTPUT_NAMES, _run(session, images[:batch]), expected, strict=True):
+            found = _run(session, reader.output_names, images[:batch])
+            for name, ours, theirs in zip(reader.output_names, found, expected, strict=True):
                 difference = _difference(ours, theirs[:batch])
                 # Not "greater than": NaN must fail too.
                 if not difference <= TOLERANCES[name]:
@@ -92,7 +93,7 @@ def check_parity(model: onnx.ModelProto, reader: ServedReader, height: int, widt
                 largest[name] = max(largest[name], difference)
         if not transformers:
             break
-    return Differences(**largest)
+    return Differences(largest)
 
 
 def probe_images(count: int, height: int, width: int) -> NDArray[np.uint8]:
@@ -106,25 +107,22 @@ def probe_images(count: int, height: int, width: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def set_theta(model: onnx.ModelProto, transformers: Mapping[str, SpatialTransformer], theta: Theta) -> None:
-    """Make every transformer (by its name in the module) answer `theta` for every image, in `model` and in PyTorch.
+def set_theta(model: onnx.ModelProto, transformers: Mapping[str, SpatialTransformer], theta: Matrix) -> None:
+    """Make every transformer (by its name in the module) look there in every image, in `model` and in PyTorch.
 
     The exporter merges equal initializers, so that in an untrained reader several transformers share one: those
     that are there are set. Were one missed, its theta would be seen to differ.
     """
     initializers = {initializer.name: initializer for initializer in model.graph.initializer}
     for name, transformer in transformers.items():
+        numbers = np.array(transformer.transformation.closest_to(theta) * transformer.count, np.float32)
         parameters = dict(transformer.to_theta.named_parameters(f"{name}.to_theta"))
         for key, parameter in parameters.items():
-            value = np.zeros(tuple(parameter.shape), np.float32) if key.endswith("weight") else _flat(theta)
+            value = np.zeros(tuple(parameter.shape), np.float32) if key.endswith("weight") else numbers
             with torch.no_grad():
                 parameter.copy_(torch.from_numpy(value))
             if key in initializers:
                 initializers[key].CopyFrom(numpy_helper.from_array(value, key))
-
-
-def _flat(theta: Theta) -> NDArray[np.float32]:
-    return np.array(theta, np.float32).flatten()
 
 
 def _session(model: onnx.ModelProto) -> ort.InferenceSession:
@@ -138,9 +136,9 @@ def _session(model: onnx.ModelProto) -> ort.InferenceSession:
         raise ParityError(f"ONNX Runtime cannot load the graph: {' '.join(str(error).split())}") from error
 
 
-def _run(session: ort.InferenceSession, images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+def _run(session: ort.InferenceSession, names: list[str], images: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
     try:
-        outputs: list[NDArray[np.float32]] = session.run(OUTPUT_NAMES, {INPUT_NAME: images})
+        outputs: list[NDArray[np.float32]] = session.run(names, {INPUT_NAME: images})
     except Exception as error:
         raise ParityError(
             f"ONNX Runtime cannot run a batch of {len(images)}: {' '.join(str(error).split())}"

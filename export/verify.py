@@ -13,7 +13,7 @@ from export.operators import foreign_operators
 from export.parity import BATCHES, THETAS, ParityError, check_parity
 from models.checkpoint import CheckpointError, load_reader, weights_sha256
 from models.readers import CLASSES, SLOTS
-from models.served import ServedReader
+from models.served import OUTLINES, ServedReader, bends
 from service.artifact import INPUT_NAME, ArtifactError, ArtifactMetadata, parse_metadata
 
 REQUIRED_VERSIONS = ("torch", "onnx", "onnxscript", "opset")
@@ -129,9 +129,17 @@ def check_interface(candidate: Candidate) -> str:
         Signature("theta", "FLOAT", (batch, k, 2, 3)),
         Signature("boxes", "FLOAT", (batch, k, 4, 2)),
     ]
+    # Of an outline the metadata do not promise how many points it has, only that it goes around four sides.
+    outlines = [signature.shape for signature in found if signature.name == OUTLINES]
+    promised += [Signature(OUTLINES, "FLOAT", (batch, k, 4 * _sides(shape), 2)) for shape in outlines]
     if len(graph.input) != 1 or found != promised:
         raise VerificationError(f"the graph has {_listed(found)}; promised are {_listed(promised)}")
     return _listed(found)
+
+
+def _sides(outline: tuple[int | str, ...]) -> int:
+    """Points on each side of an outline `[N, K, 4 * S, 2]`; 0 where there is no telling."""
+    return outline[2] // 4 if len(outline) == 4 and isinstance(outline[2], int) else 0
 
 
 def check_sampling(candidate: Candidate) -> str:
@@ -173,7 +181,7 @@ def check_parity_with_torch(candidate: Candidate) -> str:
     """The same answers as PyTorch. Runs last: it changes the graph's thetas."""
     metadata = candidate.metadata
     reader, spec = load_reader(candidate.require_weights())
-    served = ServedReader(reader, metadata.temperature)
+    served = ServedReader(reader, metadata.temperature, outlines=bends(reader))
     differences = check_parity(candidate.model, served, spec.input_height, spec.input_width)
     thetas = ", ".join(THETAS) if metadata.transformers else "none"
     return f"largest differences: {differences} (batches {', '.join(map(str, BATCHES))}; theta: {thetas})"

@@ -1,22 +1,26 @@
-"""Where each transformer looked, in the coordinates of the input."""
+"""Where each transformer looked, in the coordinates of the input.
+
+With `align_corners=False`, 2x2/2 pooling and "same" convolutions keep normalised coordinates, so a point of the k-th
+target goes through the k-th transformer, then the one before, and so on: what the first gives is a point of the input.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-CORNERS = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
-"""The target's corners, clockwise from the top-left, normalised (x, y)."""
+from models.transformations import AFFINE, CORNERS, Transformation, constant
+from models.transformer import full_precision
+
+Placed = tuple[Transformation, Tensor]
+"""A transformation, and its thetas for the images of a batch, `[N, *shape]`."""
 
 
 def input_boxes(theta: Tensor) -> Tensor:
-    """Corners of every transformer's box, taken back through all the earlier transformers to the input.
-
-    With `align_corners=False`, 2x2/2 pooling and "same" convolutions keep normalised coordinates, so the
-    composition is A1 A2 ... Ak on the corners. It is written with (R, t) pairs, R = R1 R2 and
-    t = R1 t2 + t1: homogeneous 3x3 matrices would need rows of ones for each image, and asking for the batch size
-    leaves shape operators on the CPU when the graph is exported.
+    """Corners of every box of affine transformers in a row.
 
     Args:
-        theta: `[N, K, 2, 3]`, target -> source of each of K transformers in a row, normalised.
+        theta: `[N, K, 2, 3]`, target -> source of each of K transformers, normalised.
 
     Returns:
         `[N, K, 4, 2]`, clockwise from the target's top-left, normalised (x, y) of the input.
@@ -24,16 +28,44 @@ def input_boxes(theta: Tensor) -> Tensor:
     # A reader without transformers (K = 0) has no boxes, but still an output of the right rank.
     if theta.shape[1] == 0:
         return torch.cat((theta, theta), dim=2)[..., :2]
-    corners = torch.tensor(CORNERS, dtype=theta.dtype, device=theta.device)
-    rotation, translation = theta[:, 0, :, :2], theta[:, 0, :, 2:]
-    boxes = [_place(corners, rotation, translation)]
-    for k in range(1, theta.shape[1]):
-        translation = rotation @ theta[:, k, :, 2:] + translation
-        rotation = rotation @ theta[:, k, :, :2]
-        boxes.append(_place(corners, rotation, translation))
-    return torch.stack(boxes, dim=1)
+    return input_outlines(in_a_row([(AFFINE, theta[:, k]) for k in range(theta.shape[1])]))
 
 
-def _place(corners: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-    """Corners `[4, 2]` under `[N, 2, 2]` and `[N, 2, 1]`: `[N, 4, 2]`."""
-    return torch.matmul(corners, rotation.transpose(1, 2)) + translation.transpose(1, 2)
+def in_a_row(placed: Sequence[Placed]) -> list[Sequence[Placed]]:
+    """The ways back to the input from each of K transformers, where each sees what the one before it shows."""
+    return [placed[k::-1] for k in range(len(placed))]
+
+
+def input_outlines(ways: Sequence[Sequence[Placed]]) -> Tensor:
+    """The closed outline of every box.
+
+    Args:
+        ways: for each of K >= 1 transformers, what its points go through: itself first, the one on the input last.
+
+    Returns:
+        `[N, K, 4 * S, 2]`, S points on each side beginning with its corner, clockwise from the target's top-left,
+        normalised (x, y) of the input. S is 1, which leaves the corners alone, unless some transformation bends lines.
+    """
+    points_per_side = max(transformation.points_per_side for way in ways for transformation, _ in way)
+    outlines = []
+    for way in ways:
+        theta = way[0][1]
+        points = constant(target_outline(points_per_side), theta)
+        with full_precision(theta.device.type):
+            for transformation, theta in way:
+                points = transformation(theta, points)
+        outlines.append(points)
+    return torch.stack(outlines, dim=1)
+
+
+def target_outline(points_per_side: int) -> list[tuple[float, float]]:
+    """Points of the target's border, normalised (x, y), clockwise from the top-left, evenly spaced on each side."""
+    shares = [step / points_per_side for step in range(points_per_side)]
+    ends = zip(CORNERS, CORNERS[1:] + CORNERS[:1], strict=True)
+    return [(a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share) for a, b in ends for share in shares]
+
+
+def affine_thetas(placed: Sequence[Placed]) -> Tensor:
+    """The thetas of K >= 1 transformers as an artifact gives them, `[N, K, 2, 3]` (see `Transformation.affine`)."""
+    with full_precision(placed[0][1].device.type):
+        return torch.stack([transformation.affine(theta) for transformation, theta in placed], dim=1)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from export import parity
 from models.checkpoint import save_reader
 from models.readers import ReaderSpec, build_reader
 from models.transformer import SpatialTransformer
@@ -38,10 +40,16 @@ def lively_checkpoint(path: Path, reader: str, size: int = 64) -> Path:
             nn.init.uniform_(part.running_var, 0.5, 1.5)
     for part in network.modules():
         if isinstance(part, SpatialTransformer):
-            part.reset_to_identity()
+            part.reset()
             nn.init.normal_(part.to_theta.weight, std=0.02)
     save_reader(path, network, spec)
     return path
+
+
+def shorten_parity(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Faults show in a batch of three as well as in one of 32, and with two thetas as well as with five."""
+    monkeypatch.setattr(parity, "BATCHES", (1, 3))
+    monkeypatch.setattr(parity, "THETAS", {case: parity.THETAS[case] for case in ("as trained", "identity")})
 
 
 Fault = Callable[[onnx.ModelProto], None]

@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from exporting import FAULTS, TRAINING, broken, lively_checkpoint
+from exporting import FAULTS, TRAINING, broken, lively_checkpoint, shorten_parity
 
 from export import parity
 from export.artifact import Label, build_artifact
@@ -128,8 +128,7 @@ class TestRefusals:
 
     @pytest.fixture(autouse=True)
     def short_parity(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(parity, "BATCHES", (1, 3))
-        monkeypatch.setattr(parity, "THETAS", {case: parity.THETAS[case] for case in ("as trained", "identity")})
+        shorten_parity(monkeypatch)
 
     def run(self, *arguments: str | Path) -> tuple[int, str]:
         result = CliRunner().invoke(export_command, [str(argument) for argument in arguments], env={"COLUMNS": "400"})

@@ -392,7 +392,7 @@ def test_a_collapsing_transformer_is_warned_of(
             transformer.to_theta.weight.zero_()
             transformer.to_theta.bias.copy_(torch.tensor([0.01, 0, 0, 0, 0.01, 0]))
 
-    monkeypatch.setattr(SpatialTransformer, "reset_to_identity", point)
+    monkeypatch.setattr(SpatialTransformer, "reset", point)
     run(recipe, samples, tmp_path, ignore)
     assert "transformer 0 is degenerate" in caplog.text
 

@@ -9,80 +9,49 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from lecture import (
+    Array,
+    affine_map,
+    double_sum,
+    noise,
+    pixel_indices,
+    sub_gradients,
+    target_centres,
+    through,
+)
 from torch import Tensor, nn
 
-from models.transformer import IDENTITY_THETA, SpatialTransformer, sample, target_grid
-
-Array = NDArray[np.float64]
-
-
-def source_pixels(theta: Array, source: tuple[int, int], target: tuple[int, int]) -> tuple[Array, Array]:
-    """Where each target pixel's centre lands in the source: (x, y) in indices of pixels, each [H', W'].
-
-    Pixel j of w spans [j, j + 1] of the w pixels that cover [-1, 1]: its centre is at (2 j + 1) / w - 1, and a
-    normalised x lies at index ((x + 1) w - 1) / 2.
-    """
-    (height, width), (rows, columns) = source, target
-    x, y = np.empty(target), np.empty(target)
-    for i in range(rows):
-        for j in range(columns):
-            u, v = (2 * j + 1) / columns - 1, (2 * i + 1) / rows - 1
-            xs = theta[0, 0] * u + theta[0, 1] * v + theta[0, 2]
-            ys = theta[1, 0] * u + theta[1, 1] * v + theta[1, 2]
-            x[i, j], y[i, j] = ((xs + 1) * width - 1) / 2, ((ys + 1) * height - 1) / 2
-    return x, y
-
-
-def kernel(distance: Array) -> Array:
-    """The pyramid's side: max(0, 1 - |d|)."""
-    weights: Array = np.maximum(0, 1 - np.abs(distance))
-    return weights
-
-
-def double_sum(source: Array, theta: Array, target: tuple[int, int]) -> Array:
-    """V[c, i, j] = sum_n sum_m U[c, n, m] max(0, 1 - |x - m|) max(0, 1 - |y - n|): equation 5 of the paper."""
-    x, y = source_pixels(theta, source.shape[1:], target)
-    across = kernel(x[..., None] - np.arange(source.shape[2]))
-    down = kernel(y[..., None] - np.arange(source.shape[1]))
-    result: Array = np.einsum("cnm,ijm,ijn->cij", source, across, down)
-    return result
-
-
-def sub_gradients(source: Array, theta: Array, target: tuple[int, int], upstream: Array) -> tuple[Array, Array]:
-    """Of sum(upstream * V) by the source and by theta: equations 6 and 7 of the paper.
-
-    dV/dx = sum_n sum_m U[c, n, m] max(0, 1 - |y - n|) * (0 if |m - x| >= 1, 1 if m >= x, -1 if m < x).
-    """
-    height, width = source.shape[1:]
-    x, y = source_pixels(theta, (height, width), target)
-    dx, dy = x[..., None] - np.arange(width), y[..., None] - np.arange(height)
-
-    def slope(distance: Array) -> Array:
-        return np.where(np.abs(distance) >= 1, 0.0, np.where(distance <= 0, 1.0, -1.0))
-
-    by_source = np.einsum("cij,ijm,ijn->cnm", upstream, kernel(dx), kernel(dy))
-    by_x = np.einsum("cij,cnm,ijm,ijn->ij", upstream, source, slope(dx), kernel(dy)) * width / 2
-    by_y = np.einsum("cij,cnm,ijm,ijn->ij", upstream, source, kernel(dx), slope(dy)) * height / 2
-    rows, columns = target
-    u, v = np.meshgrid((2 * np.arange(columns) + 1) / columns - 1, (2 * np.arange(rows) + 1) / rows - 1)
-    by_theta = np.array([[(by * u).sum(), (by * v).sum(), by.sum()] for by in (by_x, by_y)])
-    return by_source, by_theta
-
-
-def sampled(source: Array, theta: Array, target: tuple[int, int]) -> Array:
-    """The module under test, one map."""
-    out = sample(torch.tensor(source)[None], torch.tensor(theta)[None], exact_grid(*target), *target)
-    result: Array = out[0].numpy()
-    return result
+from models.transformations import AFFINE, IDENTITY_THETA
+from models.transformer import SpatialTransformer, sample, target_grid
 
 
 def exact_grid(rows: int, columns: int) -> Tensor:
     """`target_grid` before its rounding to float32, so that float64 results can be compared to the last digits."""
-    u, v = np.meshgrid((2 * np.arange(columns) + 1) / columns - 1, (2 * np.arange(rows) + 1) / rows - 1)
-    grid = torch.tensor(np.stack((u.ravel(), v.ravel(), np.ones(u.size)), axis=1))
+    centres = target_centres(rows, columns).reshape(-1, 2)
+    grid = torch.tensor(np.column_stack((centres, np.ones(len(centres)))))
     torch.testing.assert_close(target_grid(rows, columns).double(), grid, rtol=0, atol=1e-6)
     return grid
+
+
+def looked_at(source: Tensor, theta: Tensor, target: tuple[int, int]) -> Tensor:
+    """What an affine theta shows of `[N, C, H, W]`, in the precision of theta."""
+    points = AFFINE.on(exact_grid(*target).to(theta.dtype), theta)
+    return sample(source, points.reshape(-1, *target, 2))
+
+
+def sampled(source: Array, theta: Array, target: tuple[int, int]) -> Array:
+    """The module under test, one map."""
+    result: Array = looked_at(torch.tensor(source)[None], torch.tensor(theta)[None], target)[0].numpy()
+    return result
+
+
+def source_pixels(theta: Array, source: tuple[int, int], target: tuple[int, int]) -> tuple[Array, Array]:
+    """Where each target pixel's centre lands in the source: (x, y) in indices of pixels, each [H', W']."""
+    return pixel_indices(through(affine_map(theta), target_centres(*target)), *source)
+
+
+def by_the_sum(source: Array, theta: Array, target: tuple[int, int]) -> Array:
+    return double_sum(source, *source_pixels(theta, (source.shape[1], source.shape[2]), target))
 
 
 def affine(angle: float, scale_x: float, scale_y: float, shear: float, x: float, y: float) -> Array:
@@ -90,15 +59,14 @@ def affine(angle: float, scale_x: float, scale_y: float, shear: float, x: float,
     return np.array([[cos * scale_x, -sin * scale_y + shear, x], [sin * scale_x, cos * scale_y, y]])
 
 
-def noise(*shape: int, seed: int = 0) -> Array:
-    return np.random.default_rng(seed).normal(size=shape)
-
-
 def transformer(
-    source: tuple[int, int], target: tuple[int, int] | None = None, channels: int = 1, **options: tuple[int, int]
+    source: tuple[int, int],
+    target: tuple[int, int] | None = None,
+    channels: int = 1,
+    oversampling: tuple[int, int] | None = None,
 ) -> SpatialTransformer:
     localisation = nn.Sequential(nn.Flatten(), nn.Linear(channels * source[0] * source[1], 4), nn.ReLU())
-    return SpatialTransformer(localisation, 4, source, target, **options)
+    return SpatialTransformer(localisation, 4, source, target, oversampling)
 
 
 THETAS = {
@@ -119,7 +87,7 @@ THETAS = {
 def test_sampling_is_the_double_sum(name: str, target: tuple[int, int]) -> None:
     source = noise(3, 6, 9)
     np.testing.assert_allclose(
-        sampled(source, THETAS[name], target), double_sum(source, THETAS[name], target), atol=1e-12
+        sampled(source, THETAS[name], target), by_the_sum(source, THETAS[name], target), atol=1e-12
     )
 
 
@@ -145,7 +113,7 @@ def test_any_theta_is_the_double_sum(
 ) -> None:
     matrix = np.array(theta).reshape(2, 3)
     pixels = noise(2, *source, seed=seed)
-    np.testing.assert_allclose(sampled(pixels, matrix, target), double_sum(pixels, matrix, target), atol=1e-11)
+    np.testing.assert_allclose(sampled(pixels, matrix, target), by_the_sum(pixels, matrix, target), atol=1e-11)
 
 
 class TestGradients:
@@ -160,18 +128,19 @@ class TestGradients:
         theta = torch.tensor(THETAS[name])[None].requires_grad_()
         x, y = source_pixels(THETAS[name], (6, 7), self.target)
         assert min(np.abs(x - x.round()).min(), np.abs(y - y.round()).min()) > 1e-4
-        grid = target_grid(*self.target)
-        assert torch.autograd.gradcheck(lambda u, t: sample(u, t, grid, *self.target), (source, theta))
+        assert torch.autograd.gradcheck(lambda u, t: looked_at(u, t, self.target), (source, theta))
 
     @pytest.mark.parametrize("name", smooth)
     def test_against_the_papers_sub_gradients(self, name: str) -> None:
         pixels, upstream = noise(2, 6, 7), noise(2, *self.target, seed=1)
         source = torch.tensor(pixels)[None].requires_grad_()
         theta = torch.tensor(THETAS[name])[None].requires_grad_()
-        grid = exact_grid(*self.target)
-        out = sample(source, theta, grid, *self.target)[0]
+        out = looked_at(source, theta, self.target)[0]
         got_source, got_theta = torch.autograd.grad((out * torch.tensor(upstream)).sum(), (source, theta))
-        by_source, by_theta = sub_gradients(pixels, THETAS[name], self.target, upstream)
+        by_source, by_x, by_y = sub_gradients(pixels, *source_pixels(THETAS[name], (6, 7), self.target), upstream)
+        u, v = np.moveaxis(target_centres(*self.target), -1, 0)
+        # The six numbers by the chain rule; a normalised unit is half the map's pixels.
+        by_theta = [[(by * u).sum(), (by * v).sum(), by.sum()] for by in (by_x * 7 / 2, by_y * 6 / 2)]
         np.testing.assert_allclose(got_source[0].numpy(), by_source, atol=1e-11)
         np.testing.assert_allclose(got_theta[0].numpy(), by_theta, atol=1e-11)
 
@@ -180,7 +149,7 @@ class TestGradients:
         pixels = noise(1, 4, 4)
         theta = torch.tensor(IDENTITY_THETA, dtype=torch.float64)[None].requires_grad_()
         source = torch.tensor(pixels)[None]
-        middle = sample(source, theta, exact_grid(4, 4), 4, 4)[0, 0, 1, 2]
+        middle = looked_at(source, theta, (4, 4))[0, 0, 1, 2]
         (by_theta,) = torch.autograd.grad(middle, theta)
         slopes = sorted((pixels[0, 1, 2] - pixels[0, 1, 1], pixels[0, 1, 3] - pixels[0, 1, 2]))
         by_x = by_theta[0, 0, 2].item() / 2
@@ -236,7 +205,7 @@ class TestStart:
         module = transformer((8, 8))
         nn.init.normal_(module.to_theta.weight)
         nn.init.normal_(module.to_theta.bias)
-        module.reset_to_identity()
+        module.reset()
         assert module.locate(torch.rand(3, 1, 8, 8)).tolist() == [[list(row) for row in IDENTITY_THETA]] * 3
 
 
@@ -271,7 +240,7 @@ class TestAntiAliasing:
         source = noise(1, 10, 10)
         theta = torch.tensor(THETAS[name])[None]
         out = module.sample(torch.tensor(source)[None], theta)[0].numpy()
-        fine = double_sum(source, THETAS[name], (12, 12))
+        fine = by_the_sum(source, THETAS[name], (12, 12))
         np.testing.assert_allclose(out, fine.reshape(1, 4, 3, 4, 3).mean(axis=(2, 4)), atol=1e-5)
 
     def test_enlarging_takes_one_sample(self) -> None:

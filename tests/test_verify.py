@@ -1,4 +1,4 @@
-"""The gate: the four readers pass it. That each kind of fault is named is tested with the export."""
+"""The gate: readers pass it. That each kind of fault is named is tested with the export."""
 
 import itertools
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from exporting import FAULTS, broken, lively_checkpoint
+from exporting import FAULTS, broken, lively_checkpoint, shorten_parity
+from narrow import COMBINED, narrow_networks, registered
 
 from export import parity
 from export.artifact import Label, build_artifact
@@ -42,9 +43,7 @@ def exports() -> Iterator[dict[str, Exported]]:
 
 @pytest.fixture
 def short_parity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Faults show in a batch of three as well as in one of 32, and with two thetas as well as with five."""
-    monkeypatch.setattr(parity, "BATCHES", (1, 3))
-    monkeypatch.setattr(parity, "THETAS", {case: parity.THETAS[case] for case in ("as trained", "identity")})
+    shorten_parity(monkeypatch)
 
 
 def metadata_of(artifact: bytes) -> ArtifactMetadata:
@@ -90,13 +89,17 @@ def test_the_probe_has_smooth_and_rough_images() -> None:
     assert images.std(axis=(1, 2, 3)).min() > 20
 
 
-def test_the_list_of_operators_is_what_the_readers_use(exports: dict[str, Exported]) -> None:
+def test_the_list_of_operators_is_what_is_used(exports: dict[str, Exported], tmp_path: Path) -> None:
     """Each of these graphs was taken whole by a strict session of ONNX Runtime's CUDA provider."""
-    used = {
-        node.op_type
-        for exported in exports.values()
-        for node in onnx.load_model_from_string(exported.artifact).graph.node
-    }
+    artifacts = [exported.artifact for exported in exports.values()]
+    with narrow_networks():
+        weights = lively_checkpoint(tmp_path / "maxout.safetensors", "maxout_cnn", 32)
+        artifacts.append(build_artifact(weights, Label()))
+    for family in ("rotation", "projective", "thin plate"):
+        with registered(family, "bilinear"):
+            weights = lively_checkpoint(tmp_path / "combined.safetensors", COMBINED, 32)
+            artifacts.append(build_artifact(weights, Label()))
+    used = {node.op_type for artifact in artifacts for node in onnx.load_model_from_string(artifact).graph.node}
     assert used == CUDA_OPERATORS
 
 

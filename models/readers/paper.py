@@ -6,11 +6,12 @@ One trunk of eight 5x5 convolutions and three fully connected layers of 3072; `c
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
+from models.boxes import Placed, affine_thetas, in_a_row, input_outlines
 from models.readers.base import CLASSES, SLOTS, ReaderOutput
-from models.transformer import SpatialTransformer
+from models.transformations import AFFINE, Transformation
+from models.transformer import Sampling, SpatialTransformer
 
 # (channels, whether 2x2/2 max pooling follows) of each convolution.
 CONVOLUTIONS = (
@@ -60,67 +61,102 @@ def connected_localisation(channels: int, size: int) -> tuple[nn.Module, int]:
     return network, 32
 
 
+def forms(size: int) -> list[tuple[int, int]]:
+    """(channels, side in pixels) of the map that each convolution takes and, last, of what the eighth stage gives."""
+    found = [(3, size)]
+    for width, pooled in CONVOLUTIONS:
+        found.append((width, found[-1][1] // 2 if pooled else found[-1][1]))
+    return found
+
+
+def stage(index: int) -> nn.Sequential:
+    """A convolution with what follows it, up to the next."""
+    channels = CONVOLUTIONS[index - 1][0] if index else 3
+    width, pooled = CONVOLUTIONS[index]
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 5, padding=2), nn.ReLU()]
+    if pooled:
+        layers.append(nn.MaxPool2d(2))
+    # Dropout everywhere but in the first convolution and the localisation networks.
+    if index > 0:
+        layers.append(nn.Dropout(DROPOUT))
+    return nn.Sequential(*layers)
+
+
+def head(features: int) -> nn.Sequential:
+    """The fully connected layers: any map of so many numbers -> the logits of all slots, `[N, 55]`."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    for width in FULLY_CONNECTED:
+        layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(DROPOUT)]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, SLOTS * CLASSES))
+
+
+def centred(images: Tensor) -> Tensor:
+    """Each image less its mean (Goodfellow et al. 2013)."""
+    return images - images.mean(dim=(1, 2, 3), keepdim=True)
+
+
 class PaperReader(nn.Module):
     """The trunk, with `transformers` spatial transformers before its first convolutions.
 
-    Takes float `[N, 3, size, size]` in [0, 1] and subtracts each image's mean (Goodfellow et al. 2013).
+    Takes float `[N, 3, size, size]` in [0, 1].
     """
 
-    def __init__(self, size: int, transformers: int = 0, localisation: Localisation | None = None) -> None:
+    def __init__(
+        self,
+        size: int,
+        transformers: int = 0,
+        localisation: Localisation = convolutional_localisation,
+        transformation: Transformation = AFFINE,
+        sampling: Sampling = "bilinear",
+    ) -> None:
         super().__init__()
+        self.transformation = transformation
         self.transformers = nn.ModuleList()
-        self.stages = nn.ModuleList()
-        channels = 3
-        for index, (width, pooled) in enumerate(CONVOLUTIONS):
-            if index < transformers and localisation is not None:
-                network, features = localisation(channels, size)
-                self.transformers.append(SpatialTransformer(network, features, (size, size)))
-            stage: list[nn.Module] = [nn.Conv2d(channels, width, 5, padding=2), nn.ReLU()]
-            if pooled:
-                stage.append(nn.MaxPool2d(2))
-                size //= 2
-            # Dropout everywhere but in the first convolution and the localisation networks.
-            if index > 0:
-                stage.append(nn.Dropout(DROPOUT))
-            self.stages.append(nn.Sequential(*stage))
-            channels = width
-        head: list[nn.Module] = [nn.Flatten()]
-        features = channels * size**2
-        for width in FULLY_CONNECTED:
-            head += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(DROPOUT)]
-            features = width
-        self.head = nn.Sequential(*head, nn.Linear(features, SLOTS * CLASSES))
+        for channels, side in forms(size)[:transformers]:
+            network, features = localisation(channels, side)
+            transformer = SpatialTransformer(
+                network, features, (side, side), transformation=transformation, sampling=sampling
+            )
+            self.transformers.append(transformer)
+        self.stages = nn.ModuleList(stage(index) for index in range(len(CONVOLUTIONS)))
+        channels, side = forms(size)[-1]
+        self.head = head(channels * side**2)
 
     def forward(self, images: Tensor) -> ReaderOutput:
-        x = images - images.mean(dim=(1, 2, 3), keepdim=True)
-        thetas = []
+        x = centred(images)
+        placed: list[Placed] = []
         for index, stage in enumerate(self.stages):
             if index < len(self.transformers):
                 x, theta = self.transformers[index](x)
-                thetas.append(theta)
+                placed.append((self.transformation, theta))
             x = stage(x)
         logits = self.head(x).reshape(-1, SLOTS, CLASSES)
-        # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
-        none = images[:, :0, :2, :3]
-        return ReaderOutput(logits, torch.stack(thetas, dim=1) if thetas else none)
+        if not placed:
+            # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
+            return ReaderOutput(logits, images[:, :0, :2, :3])
+        return ReaderOutput(logits, affine_thetas(placed), input_outlines(in_a_row(placed)))
 
 
 def cnn(height: int, width: int) -> PaperReader:
     """The baseline without a transformer."""
-    return PaperReader(_square(height, width))
+    return PaperReader(square(height, width))
 
 
 def st_cnn_single(height: int, width: int) -> PaperReader:
     """One transformer, on the input."""
-    return PaperReader(_square(height, width), 1, convolutional_localisation)
+    return PaperReader(square(height, width), 1, convolutional_localisation)
 
 
 def st_cnn_multi(height: int, width: int) -> PaperReader:
     """A transformer before each of the first four convolutions."""
-    return PaperReader(_square(height, width), 4, connected_localisation)
+    return PaperReader(square(height, width), 4, connected_localisation)
 
 
-def _square(height: int, width: int) -> int:
-    if height != width or height % 16:
-        raise ValueError(f"the paper's readers take square inputs whose side is a multiple of 16, not {height}x{width}")
+def square(height: int, width: int, multiple: int = 16) -> int:
+    """The side of a square input; ValueError where it is not square, or not a multiple of `multiple`."""
+    if height != width or height < multiple or height % multiple:
+        raise ValueError(
+            f"this reader takes square inputs whose side is a multiple of {multiple}, not {height}x{width}"
+        )
     return height
