@@ -23,7 +23,8 @@ from models.readers.compact import CompactReader
 from models.readers.paper import PaperReader
 from models.served import ServedReader
 from models.training.recipe import load_recipe
-from models.transformer import IDENTITY_THETA, SpatialTransformer
+from models.transformations import IDENTITY_THETA
+from models.transformer import SpatialTransformer, tiles
 
 # The appendix of the STN paper, section A.2, as it is printed; 5 x 5 convolutions, padding 2.
 TRUNK = (
@@ -233,27 +234,28 @@ class TestCompact:
             build_reader(ReaderSpec("compact_cnn", 48, 64))
 
 
-SMALL = {"compact": 64, "compact_points": 64, "compact_cnn": 64, "cnn": 32, "st_cnn_single": 32, "st_cnn_multi": 32}
-"""Side in pixels at which a reader is cheap enough to be run here."""
+SMALL = {"compact": 64, "compact_points": 64, "compact_cnn": 64}
+"""Side in pixels at which a reader is cheap enough to be run here; 32 for the papers'."""
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_every_reader_answers_five_rows_of_eleven(name: str) -> None:
-    size = SMALL[name]
+    size = SMALL.get(name, 32)
     reader = build_reader(ReaderSpec(name, size, size)).eval()
     output: ReaderOutput = reader(torch.rand(3, 3, size, size))
     assert output.logits.shape == (3, 5, 11)
-    transformers = {"compact": 1, "compact_points": 1, "compact_cnn": 0}.get(name, len(TRANSFORMED.get(name, ())))
-    assert output.theta.shape == (3, transformers, 2, 3)
-    # Untrained, each transformer shows all it gets.
-    assert torch.equal(output.theta, torch.tensor(IDENTITY_THETA).expand_as(output.theta))
+    transformers = {"compact": 1, "compact_points": 1, "shared": 1, "parallel": 4}
+    assert output.theta.shape == (3, transformers.get(name, len(TRANSFORMED.get(name, ()))), 2, 3)
+    # Untrained, each transformer shows all it gets, or its tile.
+    start = torch.tensor(tiles(1, 4) if name == "parallel" else IDENTITY_THETA)
+    assert torch.equal(output.theta, start.expand_as(output.theta))
 
 
-@pytest.mark.parametrize("name", ["compact", "compact_points", "st_cnn_single", "st_cnn_multi"])
+@pytest.mark.parametrize("name", ["compact", "compact_points", "st_cnn_single", "st_cnn_multi", "shared", "parallel"])
 def test_learning_reaches_the_localisation_networks(name: str) -> None:
     """They start behind zero weights: the first step moves only the last layer, from the second on all learn."""
     torch.manual_seed(1)
-    size = SMALL[name]
+    size = SMALL.get(name, 32)
     reader = build_reader(ReaderSpec(name, size, size)).train()
     images, targets = torch.rand(4, 3, size, size), torch.randint(CLASSES, (4, SLOTS))
     transformers = [part for part in reader.modules() if isinstance(part, SpatialTransformer)]

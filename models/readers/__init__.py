@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from models.readers import compact, paper
+from models.readers import compact, maxout, paper, parallel, shared
 from models.readers.base import CLASSES, SLOTS, ReaderOutput, negative_log_likelihood
 
 __all__ = [
@@ -29,6 +29,10 @@ READERS: dict[str, Callable[[int, int], nn.Module]] = {
     "cnn": paper.cnn,
     "st_cnn_single": paper.st_cnn_single,
     "st_cnn_multi": paper.st_cnn_multi,
+    "maxout_cnn": maxout.maxout_cnn,
+    "maxout_cnn_slots": maxout.maxout_cnn_slots,
+    "shared": shared.shared,
+    "parallel": parallel.parallel,
 }
 """Name -> constructor from (input height, input width) in pixels."""
 
