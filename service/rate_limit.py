@@ -11,6 +11,8 @@ from service.errors import RateLimited
 
 # A caller with more addresses than this gets a little more than its share; the memory is bounded.
 _MAX_CALLERS = 10_000
+# Of an image: sums of seconds are rounded, and who waits exactly as long as it is told to is to be let in.
+_ROUNDING = 1e-6
 
 
 class RateLimit:
@@ -32,7 +34,7 @@ class RateLimit:
         now = self._clock()
         left, since = self._left.pop(caller, (float(self._capacity), now))
         left = min(left + (now - since) * self._per_second, self._capacity)
-        allowed = left >= 1
+        allowed = left >= 1 - _ROUNDING
         self._left[caller] = (left - images if allowed else left, now)
         if len(self._left) > _MAX_CALLERS:
             self._left.popitem(last=False)
