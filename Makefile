@@ -26,9 +26,11 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## Cost of the readers, and the service against what the cores can do
+bench: $(VENV)/.dev ## Cost of the readers; service and batch scoring against what the cores can do
 	$(BIN)/python -m bench.readers
 	$(BIN)/python -m bench.service
+	$(BIN)/python -m bench.scoring speed
+	$(BIN)/python -m bench.scoring memory
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

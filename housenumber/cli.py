@@ -15,6 +15,7 @@ EXIT_MISSING_EXTRA = 4
 _COMMANDS = {
     "serve": ("service.commands:serve", "Serve readings over HTTP."),
     "predict": ("service.commands:predict", "Read the house numbers in image files."),
+    "score": ("service.scoring.command:score", "Read many images into a Parquet dataset."),
     "train": ("models.training.commands:train", "Train a reader from a recipe."),
     "evaluate": ("models.evaluation.commands:evaluate", "Measure a checkpoint or an artifact on data."),
     "compare": ("models.evaluation.compare_command:compare", "Check a retrained reader against the shipped one."),
@@ -27,14 +28,15 @@ _COMMANDS = {
     "data": ("models.data.commands:data", "Prepare, generate and look at data."),
 }
 
-# Modules that the extra `train` installs.
-_TRAIN_ONLY = {
+# Modules that the extras `train` and `score` install.
+_OF_EXTRAS = {
     "torch",
     "onnx",
     "onnxscript",
     "safetensors",
     "jinja2",
     "pyarrow",
+    "fsspec",
     "h5py",
     "cv2",
     "tensorboard",
@@ -51,6 +53,7 @@ class Rooms(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
+        ctx.meta[__name__] = cmd_name
         module, attribute = _COMMANDS[cmd_name][0].split(":")
         command = getattr(importlib.import_module(module), attribute)
         assert isinstance(command, click.Command)
@@ -65,10 +68,11 @@ class Rooms(click.Group):
             return super().invoke(ctx)
         except ModuleNotFoundError as error:
             package = (error.name or "").partition(".")[0]
-            if package not in _TRAIN_ONLY:
+            if package not in _OF_EXTRAS:
                 raise
+            extra = "score" if ctx.meta[__name__] == "score" else "train"
             _fail(
-                f"this command needs {package}, which is not installed: in a checkout, pip install -e '.[train]'",
+                f"this command needs {package}, which is not installed: in a checkout, pip install -e '.[{extra}]'",
                 EXIT_MISSING_EXTRA,
             )
         except OSError as error:

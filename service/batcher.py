@@ -192,7 +192,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         started = monotonic()
         pixels = [item.pixels for item in batch]
-        result = await loop.run_in_executor(self._executor, _attempt, self._infer, pixels)
+        result = await loop.run_in_executor(self._executor, attempt, self._infer, pixels)
         if isinstance(result, BaseException):
             return result
         tell(self._observe_batch, len(batch))
@@ -231,7 +231,7 @@ def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> Non
             item.future.set_exception(error(detail))
 
 
-def _attempt(infer: Infer, pixels: list[NDArray[np.uint8]]) -> list[Outputs | None] | BaseException:
+def attempt(infer: Infer, pixels: list[NDArray[np.uint8]]) -> list[Outputs | None] | BaseException:
     """Per image a row of outputs, or None where they are not finite; or what went wrong.
 
     Whatever an engine raises or returns, the loop must go on.

@@ -70,7 +70,7 @@ def _metavar(annotation: Any) -> str:
     return {str: "TEXT", bool: "[true|false]", float: "NUMBER", Path: "FILE"}.get(annotation, "INTEGER")
 
 
-def _settings(**flags: Any) -> Settings:
+def read_settings(**flags: Any) -> Settings:
     """The settings from the flags that were given and, for the rest, the environment."""
     try:
         return Settings(**{name: value for name, value in flags.items() if value is not None})
@@ -96,7 +96,7 @@ def serve(ctx: click.Context, /, **flags: Any) -> None:
 
     The port opens at once; /readyz answers 503 until the model is loaded and warmed.
     """
-    settings = _settings(**flags)
+    settings = read_settings(**flags)
     logs.configure(settings.log_level, settings.log_format)
     logger.info("batching: %s", settings.batching)
     # Imported here: `predict` needs no web framework.
@@ -167,7 +167,7 @@ def predict(
 ) -> None:
     """Read the house numbers in image files and print them as a table."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    settings = _settings(model=model, provider=provider)
+    settings = read_settings(model=model, provider=provider)
     try:
         rectangles = tuple(parse_region(text) for text in regions)
     except BadRequest as error:

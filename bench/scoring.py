@@ -1,0 +1,175 @@
+"""Batch scoring: how near `housenumber score` comes to what the machine can do, and how much memory it takes.
+
+    python -m bench.scoring speed                       local ÷ ceiling, on this machine's CPUs
+    python -m bench.scoring memory                      peak memory of 2,000 and of 20,000 images
+    python -m bench.scoring memory --images 1000000     the same of 100,000 and of a million
+
+The ceiling is a bare loop on the same cores: decode, resize and session, from bytes in memory to outputs that nobody
+looks at. The alternatives take turns, round after round; figures are medians.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from service.cpus import usable_cpus
+from service.engine import OnnxEngine
+from service.imaging import Photo
+from service.settings import DEFAULT_MODEL
+
+_BATCH = 32
+_DISTINCT = 64
+_SECONDS_TO_LOAD = 3.0
+
+_model = click.option("--model", type=click.Path(exists=True, path_type=Path), default=DEFAULT_MODEL)
+_workers = click.option("--workers", type=click.IntRange(min=1), default=usable_cpus, show_default="usable CPUs")
+
+
+@click.group()
+def main() -> None:
+    """Measure batch scoring."""
+
+
+@main.command()
+@_model
+@_workers
+@click.option("--images", type=click.IntRange(min=1), default=4000, show_default=True, help="Of each turn.")
+@click.option("--size", nargs=2, type=click.IntRange(min=8), default=(320, 240), show_default=True, help="In pixels.")
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
+@click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
+def speed(model: Path, workers: int, images: int, size: tuple[int, int], rounds: int, json_out: Path | None) -> None:
+    """Images per second of the bare loops and of `housenumber score` with its defaults."""
+    photos = _photos(size)
+    turns: dict[str, Callable[[], float]] = {
+        f"loop, one session of {workers} threads": lambda: _loops(
+            model, photos, images, ThreadPoolExecutor, 1, workers
+        ),
+        f"loop, {workers} threads": lambda: _loops(model, photos, images, ThreadPoolExecutor, workers, 1),
+        f"loop, {workers} processes": lambda: _loops(model, photos, images, _processes, workers, 1),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = _manifest(Path(folder), photos, images)
+        turns["housenumber score"] = lambda: _scored(model, manifest, workers)[0]
+        rates: dict[str, list[float]] = {name: [] for name in turns}
+        for _ in range(rounds):
+            for name, turn in turns.items():
+                rates[name].append(turn())
+    medians = {name: statistics.median(values) for name, values in rates.items()}
+    ceiling = max(rate for name, rate in medians.items() if name.startswith("loop"))
+    table = Table("", "images/s", "÷ ceiling")
+    for name, rate in medians.items():
+        table.add_row(name, f"{rate:.0f}", f"{rate / ceiling:.3f}")
+    Console().print(table)
+    if json_out:
+        figures = {"workers": workers, "images": images, "size": size, "rounds": rounds, "images_per_s": medians}
+        json_out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+@main.command()
+@_model
+@_workers
+@click.option("--images", type=click.IntRange(min=10), default=20_000, show_default=True, help="Of the larger job.")
+def memory(model: Path, workers: int, images: int) -> None:
+    """Peak memory of a job and of one with a tenth of its images."""
+    photos = _photos((48, 32))
+    table = Table("images", "peak memory, MiB", "images/s")
+    for count in (images // 10, images):
+        with tempfile.TemporaryDirectory() as folder:
+            rate, peak = _scored(model, _manifest(Path(folder), photos, count), workers)
+        table.add_row(f"{count:,}", f"{peak:.0f}", f"{rate:.0f}")
+    Console().print(table)
+
+
+def _photos(size: tuple[int, int]) -> list[bytes]:
+    """Encoded images of (width, height) pixels, each another: noise, smoothed to compress as a photograph does."""
+    rng = np.random.default_rng(0)
+    photos = []
+    for _ in range(_DISTINCT):
+        noise = Image.fromarray(rng.integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), np.uint8))
+        buffer = io.BytesIO()
+        noise.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        photos.append(buffer.getvalue())
+    return photos
+
+
+def _manifest(folder: Path, photos: Sequence[bytes], count: int) -> Path:
+    """A manifest of `count` images, in which the photographs come again and again."""
+    for index, photo in enumerate(photos):
+        (folder / f"{index}.jpg").write_bytes(photo)
+    manifest = folder / "manifest.csv"
+    with manifest.open("w") as file:
+        file.write("id,path\n")
+        file.writelines(f"{index},{index % len(photos)}.jpg\n" for index in range(count))
+    return manifest
+
+
+def _scored(model: Path, manifest: Path, workers: int) -> tuple[float, float]:
+    """Images per second, without the start of the process, and its peak memory in MiB."""
+    out = manifest.parent / f"out{time.monotonic_ns()}"
+    flags = ["--output", str(out), "--model", str(model), "--provider", "cpu", "--workers", str(workers)]
+    command = [sys.executable, "-m", "housenumber", "score", str(manifest), *flags]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise click.ClickException(f"housenumber score ended with {status}")
+    return json.loads((out / "_summary.json").read_text())["images_per_s"], usage.ru_maxrss / 1024
+
+
+def _loops(
+    model: Path,
+    photos: Sequence[bytes],
+    images: int,
+    pool: Callable[[int], Executor],
+    loops: int,
+    threads: int,
+) -> float:
+    """Images per second of so many loops at once, each with a session of so many threads."""
+    with pool(loops) as executor:
+        # All begin together, when all have loaded the model: a clock is what threads and processes share.
+        work = partial(_loop, model, photos, images // loops, threads, time.monotonic() + _SECONDS_TO_LOAD)
+        spans = list(executor.map(work, range(loops)))
+    return images // loops * loops / (max(end for _, end in spans) - min(begin for begin, _ in spans))
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
+
+
+def _loop(
+    model: Path, photos: Sequence[bytes], images: int, threads: int, start_at: float, index: int
+) -> tuple[float, float]:
+    """When it began and ended: decode, resize, session."""
+    engine = OnnxEngine(model, "cpu", intra_op_threads=threads)
+    size = engine.metadata.input_size
+    engine.infer(np.zeros((_BATCH, *size, 3), np.uint8))
+    time.sleep(max(0.0, start_at - time.monotonic()))
+    begin = time.monotonic()
+    for start in range(0, images, _BATCH):
+        batch = []
+        for number in range(start, min(start + _BATCH, images)):
+            photo = Photo.open(photos[number % len(photos)], max_pixels=10**8)
+            batch.append(photo.views([photo.whole], size)[0].pixels)
+        engine.infer(np.stack(batch))
+    return begin, time.monotonic()
+
+
+if __name__ == "__main__":
+    main()
