@@ -21,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from housenumber.cli import main
-from models.checkpoint import load_reader
+from models.checkpoint import load_reader, weights_sha256
 from models.data.sample import Sample
 from models.data.shards import write_shards
 from models.data.synthetic.fonts import BUILT_IN
@@ -346,6 +346,34 @@ def test_a_folder_of_other_data_is_refused(tmp_path: Path, samples: list[Sample]
     for other in (replace(samples[0], label="77777"), replace(samples[0], region=None), samples[1]):
         with pytest.raises(loop.TrainingError, match="other data"):
             run(recipe, [other, *samples[1:]], tmp_path, ignore)
+
+
+def test_a_run_goes_on_from_finished_weights(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
+    first = run(recipe, samples, tmp_path / "first", ignore)
+    standing = recipe.model_copy(update={"optimiser": OptimiserTable(name="sgd", learning_rate=1e-30)})
+    again = loop.train(standing, samples[:-4], samples[-4:], tmp_path / "again", initial=first, workers=0)
+    before, after = load_file(first), load_file(again)
+    parameters = dict(load_reader(first)[0].named_parameters())
+    for name in parameters:  # the statistics of the batches go on, whatever the rate
+        torch.testing.assert_close(after[name], before[name], rtol=1e-6, atol=0)
+    assert load_reader(again)[1].training["initial_sha256"] == weights_sha256(first)
+    assert "initial_sha256" not in load_reader(first)[1].training
+
+
+def test_a_folder_of_a_run_that_began_elsewhere_is_refused(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe
+) -> None:
+    first = run(recipe, samples, tmp_path / "first", ignore)
+    with pytest.raises(loop.TrainingError, match="began elsewhere"):
+        loop.train(recipe, samples[:-4], samples[-4:], tmp_path / "first", initial=first, workers=0)
+
+
+def test_weights_of_another_reader_are_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
+    larger = recipe.model_copy(update={"reader": recipe.reader.model_copy(update={"input_height": 64})})
+    other = run(larger, samples, tmp_path / "larger", ignore)
+    for initial, fault in ((other, "compact for 32x64 pixels"), (tmp_path / "larger/state.pt", "state.pt")):
+        with pytest.raises(loop.TrainingError, match=fault):
+            loop.train(recipe, samples[:-4], samples[-4:], tmp_path / "run", initial=initial, workers=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -30,9 +30,16 @@ from service.cpus import usable_cpus
     help="Shards to train on (`housenumber data ...` writes them); repeatable. A synthetic recipe makes its own.",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder of the run [runs/RECIPE].")
+@click.option(
+    "--initial",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Finished weights of the same reader to begin with, instead of random ones.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Train for this many steps instead of the recipe's.")
 @click.option("--workers", type=click.IntRange(min=0), default=1, show_default=True, help="Data processes.")
-def train(recipe: str, data: tuple[Path, ...], out: Path | None, steps: int | None, workers: int) -> None:
+def train(
+    recipe: str, data: tuple[Path, ...], out: Path | None, initial: Path | None, steps: int | None, workers: int
+) -> None:
     """Train a reader by RECIPE: a name in models/recipes or the path of a TOML file.
 
     Killed at any moment, the same command goes on from the last checkpoint and gives the same weights.
@@ -53,7 +60,7 @@ def train(recipe: str, data: tuple[Path, ...], out: Path | None, steps: int | No
                     doing += f", {progress.accuracy:.1%} of the held-out numbers read"
                 bar.update(task, completed=progress.step, description=doing)
 
-            weights = loop.train(plan, training, held_out, folder, workers=workers, report=report)
+            weights = loop.train(plan, training, held_out, folder, initial=initial, workers=workers, report=report)
     except (RecipeError, ShardError, DataError) as error:
         raise click.UsageError(str(error)) from error
     except loop.TrainingError as error:

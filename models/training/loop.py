@@ -5,14 +5,14 @@ import math
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from models.checkpoint import save_reader
+from models.checkpoint import CheckpointError, load_reader, save_reader, weights_sha256
 from models.data.sample import Sample
 from models.files import replacing
 from models.readers import ReaderSpec, build_reader, negative_log_likelihood
@@ -45,10 +45,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run is (its recipe and the fingerprint of its data), and all that changes from step to step."""
+    """What a run is (its recipe, the fingerprint of its data, the weights it began with), and all that changes."""
 
     recipe: Recipe
     data_sha256: str
+    initial_sha256: str | None
     reader: nn.Module
     optimiser: torch.optim.Optimizer
     average: nn.Module
@@ -58,6 +59,7 @@ class Run:
         state = {
             "recipe_sha256": self.recipe.digest,
             "data_sha256": self.data_sha256,
+            "initial_sha256": self.initial_sha256,
             "step": step,
             "reader": self.reader.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -70,7 +72,7 @@ class Run:
         """Load the state at `path` if there is one; the number of steps already done.
 
         Raises:
-            TrainingError: it cannot be read, or is that of another recipe or of other data.
+            TrainingError: it cannot be read, or is that of another recipe, of other data or of other first weights.
         """
         if not path.exists():
             return 0
@@ -83,6 +85,8 @@ class Run:
             raise TrainingError(f"{path.parent} holds a run of another recipe; choose another folder or remove it")
         if state.get("data_sha256") != self.data_sha256:
             raise TrainingError(f"{path.parent} holds a run on other data; choose another folder or remove it")
+        if state.get("initial_sha256") != self.initial_sha256:
+            raise TrainingError(f"{path.parent} holds a run that began elsewhere; choose another folder or remove it")
         self.reader.load_state_dict(state["reader"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average.load_state_dict(state["average"])
@@ -97,6 +101,7 @@ def train(
     held_out: Sequence[Sample],
     folder: Path,
     *,
+    initial: Path | None = None,
     workers: int = 1,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Path:
@@ -110,6 +115,7 @@ def train(
         training: samples to learn from.
         held_out: samples to validate on.
         folder: gets the state, the finished weights (`weights.safetensors`), metrics, curves and TensorBoard events.
+        initial: finished weights of the same reader to begin with; random ones when None.
         workers: processes that decode and augment.
         report: called after every step.
 
@@ -117,16 +123,17 @@ def train(
         The path of the finished weights: the average of the weights, if the recipe asks for one.
 
     Raises:
-        TrainingError: the folder holds a run of another recipe or on other data, or the loss is no longer a number.
+        TrainingError: the folder holds another run, `initial` is of another reader, or the loss is no longer a number.
         DataError: a sample that cannot be trained on.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.run.seed)
-    reader = build_reader(recipe.spec).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reader = _first_reader(recipe, initial).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = build_optimiser(reader, recipe.optimiser)
     average = averaged(reader, recipe.run.average_decay)
-    run = Run(recipe, fingerprint(training), reader, optimiser, average)
+    initial_sha256 = None if initial is None else weights_sha256(initial)
+    run = Run(recipe, fingerprint(training), initial_sha256, reader, optimiser, average)
     start = run.resume(folder / STATE)
     views, targets = _held_out_tensors(held_out, recipe)
 
@@ -168,10 +175,24 @@ def train(
             "recipe_sha256": recipe.digest,
             "samples": len(training),
             "data_sha256": run.data_sha256,
+            **({} if initial_sha256 is None else {"initial_sha256": initial_sha256}),
         },
     )
     save_reader(folder / WEIGHTS, average.module, spec)
     return folder / WEIGHTS
+
+
+def _first_reader(recipe: Recipe, initial: Path | None) -> nn.Module:
+    if initial is None:
+        return build_reader(recipe.spec)
+    try:
+        reader, spec = load_reader(initial)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from error
+    if replace(spec, training={}) != recipe.spec:
+        what = f"{spec.reader} for {spec.input_width}x{spec.input_height} pixels"
+        raise TrainingError(f"{initial} holds a {what}, which is not what the recipe trains")
+    return reader
 
 
 def _step(
