@@ -151,9 +151,9 @@ class Bench:
         self.figures.note(f"overload, {kind}: p50", load.quantile(0.5) * 1000)
         self.figures.note(f"overload, {kind}: p99", load.quantile(0.99) * 1000)
         self.figures.note(f"overload, {kind}: unsent", load.unsent / (load.answers.total() + load.unsent))
-        # What may wait for decoding and what may wait for the model, at the rate at which it is answered.
-        waiting = 2 * Settings().max_queue_images
-        self.figures.note(f"overload, {kind}: p99 / limit", load.quantile(0.99) * load.good / waiting)
+        # What may wait and the batch before it, at the rate at which images are read when nobody is refused.
+        inside = Settings().max_queue_images + Settings().max_batch_size
+        self.figures.note(f"overload, {kind}: p99 / limit", load.quantile(0.99) * most / inside)
 
     def measure_lone_client(self, server: Server, kind: str) -> None:
         """Milliseconds of one request after the other, as the client sees them and as the answers say."""
@@ -162,9 +162,7 @@ class Bench:
         if kind == "service":
             timings = _timings(server.port)
             added = [timing["total"] - timing["decode"] - timing["inference"] for timing in timings]
-            work = statistics.median(timing["decode"] + timing["inference"] for timing in timings)
             self.figures.note("lone client: added in the service", statistics.median(added))
-            self.figures.note("lone client: added in all", load.quantile(0.5) * 1000 - work)
 
     def measure_memory(self, requests: int) -> None:
         """MiB of a process when it is ready, after its first requests, and after so many more."""
@@ -223,10 +221,9 @@ def _rows(figures: Figures, workers: Sequence[int], requests: int) -> list[Row]:
             Row("    accepted, 99 %", figures.median(f"{name}: p99"), "ms"),
         ]
     rows += [
-        Row("    service: 99 % ÷ what full queues take", figures.median("overload, service: p99 / limit"), most=1.0),
+        Row("    service: 99 % ÷ what a full queue takes", figures.median("overload, service: p99 / limit"), most=1.0),
         Row("lone client, service", figures.median("lone client, service"), "ms"),
         Row("    total - decode - inference", figures.median("lone client: added in the service"), "ms", most=1.0),
-        Row("    the client's own time - decode - inference", figures.median("lone client: added in all"), "ms"),
         Row("lone client, plain endpoint", figures.median("lone client, plain"), "ms"),
         Row("memory of a process, ready", figures.median("memory, ready"), "MiB", most=400),
         Row(f"    after {FIRST_REQUESTS} requests", figures.median("memory, warm"), "MiB", most=400),

@@ -92,7 +92,7 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
         "/predict",
         summary="Read the house numbers of one or more images",
         response_model=PredictResponse,
-        dependencies=[Depends(access.authorise)],
+        dependencies=[Depends(access.authorise), Depends(lifecycle.check_room)],
         responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=PREDICT,
     )

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from time import monotonic
@@ -49,7 +49,8 @@ class _Item:
 class Batcher:
     """Runs `infer` (uint8 [N, H, W, 3] -> Outputs) on batches, in a thread of its own.
 
-    `max_queue_images` bounds what waits, not what is being computed. With `max_batch_delay_s` a batch that is not full
+    `max_queue_images` bounds what waits, and what will wait once it is decoded (`reserve`), not what is being computed.
+    With `max_batch_delay_s` a batch that is not full
     goes when its first image has waited so long, whatever comes after it. `observe_batch` is told the size of every
     batch, `observe_dropped` why an image was not computed, `observe_rejected` how many images found no place; what
     they raise is logged. Use it from one event loop: `start`, then `submit` as often as you like, then `close`.
@@ -75,6 +76,8 @@ class Batcher:
         self._observe_rejected = observe_rejected
         # By future, in the order they came: a caller that leaves takes its images out at once.
         self._waiting: OrderedDict[asyncio.Future[Answer], _Item] = OrderedDict()
+        # Places that are kept for images still to come.
+        self._reserved = 0
         self._rate = DrainRate()
         self._wake = asyncio.Event()
         self._closing = False
@@ -90,6 +93,34 @@ class Batcher:
         """Images in the queue."""
         return len(self._waiting)
 
+    def check_room(self, images: int = 1) -> None:
+        """Raises Draining, and Overloaded, with the time that the queue takes to drain, where so many do not fit."""
+        if self._closing:
+            raise Draining("the service is stopping")
+        taken = len(self._waiting) + self._reserved
+        if taken + images > self._max_queue_images:
+            tell(self._observe_rejected, images)
+            raise Overloaded(
+                f"{taken} images are waiting; the limit is {self._max_queue_images}",
+                self._rate.retry_after_s(taken, monotonic()),
+            )
+
+    @contextlib.contextmanager
+    def reserve(self, images: int) -> Iterator[None]:
+        """Keeps places in the queue, all or none, while the images are being decoded, so that none is refused after it
+        has cost so much. Raises as `check_room` does.
+
+        With the end of the block the places are free again: `submit` before the event loop does anything else.
+        """
+        self.check_room(images)
+        self._reserved += images
+        self._rate.busy(monotonic())
+        try:
+            yield
+        finally:
+            self._reserved -= images
+            self._wake.set()  # there may be nothing left to do
+
     def submit(
         self, images: Sequence[NDArray[np.uint8]], deadline: float | None = None
     ) -> list[asyncio.Future[Answer]]:
@@ -97,19 +128,10 @@ class Batcher:
 
         `deadline` is in the event loop's time (`time.monotonic`). An image whose future is cancelled, or whose
         deadline has passed (DeadlineExceeded), is dropped before it is computed. A future fails with Internal when
-        the engine fails on that image, with Draining when the batcher closes first. Raises Draining, and Overloaded
-        with the time that the queue takes to drain.
+        the engine fails on that image, with Draining when the batcher closes first. Raises as `check_room` does.
         """
-        if self._closing:
-            raise Draining("the service is stopping")
-        now = monotonic()
-        if len(self._waiting) + len(images) > self._max_queue_images:
-            tell(self._observe_rejected, len(images))
-            raise Overloaded(
-                f"{len(self._waiting)} images are waiting; the limit is {self._max_queue_images}",
-                self._rate.retry_after_s(len(self._waiting), now),
-            )
-        loop = asyncio.get_running_loop()
+        self.check_room(len(images))
+        now, loop = monotonic(), asyncio.get_running_loop()
         items = [_Item(pixels, loop.create_future(), deadline, now) for pixels in images]
         for item in items:
             item.future.add_done_callback(self._on_done)
@@ -134,7 +156,8 @@ class Batcher:
                 if pause == 0:
                     await self._serve(self._take())
                 else:
-                    self._rate.idle()
+                    if not self._reserved:
+                        self._rate.idle()
                     await self._woken(pause)
         finally:
             # Also when the event loop ends without `close`.

@@ -99,6 +99,10 @@ class Lifecycle:
             raise self._unavailable()
         return self._predictor
 
+    async def check_room(self) -> None:
+        """For a route, before it reads a body: raises NotReady, Draining, and Overloaded where no image may wait."""
+        self.admit().check_room()
+
     def check_ready(self) -> None:
         """Whether requests should be sent here. Raises NotReady, and Draining, when what comes is still served."""
         if self._state is not State.READY:

@@ -21,7 +21,7 @@ from service.errors import Internal, ServiceError
 from service.geometry import Region
 from service.imaging import View
 from service.metrics import Metrics
-from service.pictures import Picture, prepare
+from service.pictures import Item, Picture, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
 from service.settings import Settings
@@ -95,6 +95,10 @@ class Predictor:
             self._left.clear()
             await self._left.wait()
 
+    def check_room(self) -> None:
+        """Raises Draining, and Overloaded where not even one more image may wait."""
+        self._batcher.check_room()
+
     async def close(self) -> None:
         await self._batcher.close()
 
@@ -130,7 +134,7 @@ class Predictor:
         self, pictures: Sequence[Picture], min_confidence: float | None, boxes: bool, deadline: float
     ) -> Predicted:
         started = perf_counter()
-        items = [item for group in await self._pool.map(self._prepare, pictures, deadline) for item in group]
+        items = await self._items(pictures, deadline)
         decode_s = perf_counter() - started
         if len(pictures) == 1:
             _refuse([item.view for item in items])
@@ -178,8 +182,13 @@ class Predictor:
         if isinstance(images, np.ndarray):
             height, width = self.metadata.input_size
             return [View(pixels, Region.whole(width, height)) for pixels in images]
-        items = [item for group in await self._pool.map(self._prepare, images, deadline) for item in group]
-        return _unfailed([item.view for item in items])
+        return _unfailed([item.view for item in await self._items(images, deadline)])
+
+    async def _items(self, pictures: Sequence[Picture], deadline: float) -> list[Item]:
+        """What the pictures ask for, decoded. When it comes back there is still room for all of it in the queue."""
+        with self._batcher.reserve(sum(picture.items for picture in pictures)):
+            groups = await self._pool.map(self._prepare, pictures, deadline)
+        return [item for group in groups for item in group]
 
     def _readings(
         self,

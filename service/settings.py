@@ -123,7 +123,7 @@ class Settings(BaseSettings):
         " throughput: 5.",
     )
     max_queue_images: int = Field(
-        256, ge=1, description="Most images that may wait (for decoding, and again for the model); throughput: 1024."
+        256, ge=1, description="Most images that may wait, for decoding or for the model; throughput: 1024."
     )
 
     request_timeout_ms: int = Field(

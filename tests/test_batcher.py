@@ -227,6 +227,49 @@ def test_whatever_the_engine_returns_the_loop_goes_on() -> None:
     asyncio.run(main())
 
 
+def test_what_is_being_decoded_keeps_its_place_and_is_refused_no_more() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        waiting = batcher.submit([image(1)] * 3)
+        with batcher.reserve(4):
+            assert batcher.waiting == 3
+            with pytest.raises(Overloaded, match="7 images are waiting; the limit is 8"):
+                batcher.check_room(2)
+            with pytest.raises(Overloaded), batcher.reserve(2):
+                pytest.fail("there is no room")
+            waiting += batcher.submit([image(2)])
+            with pytest.raises(Overloaded):
+                batcher.check_room()
+        waiting += batcher.submit([image(3)] * 4)
+        with pytest.raises(Overloaded):
+            batcher.check_room()
+        recorder.free.set()
+        assert await values([first, *waiting]) == [0, 1, 1, 1, 2, 3, 3, 3, 3]
+
+    run(test)
+
+
+def test_places_for_what_does_not_decode_are_free_again() -> None:
+    async def test(batcher: Batcher, _recorder: Recorder) -> None:
+        with pytest.raises(ValueError, match="no image"), batcher.reserve(8):
+            raise ValueError("no image")
+        assert await values(batcher.submit([image(4)] * 8)) == [4] * 8
+
+    run(test)
+
+
+def test_a_batcher_that_closes_keeps_no_places() -> None:
+    async def test(batcher: Batcher, _recorder: Recorder) -> None:
+        with batcher.reserve(1):
+            await batcher.close()
+        with pytest.raises(Draining):
+            batcher.submit([image(1)])
+        with pytest.raises(Draining), batcher.reserve(1):
+            pytest.fail("it is closed")
+
+    run(test)
+
+
 def test_an_observer_that_fails_stops_nothing() -> None:
     def broken(_event: object) -> None:
         raise RuntimeError("broken")

@@ -160,6 +160,41 @@ def test_a_full_queue_says_how_long_it_takes_to_drain() -> None:
     run(test, Engine(seconds=0.8))
 
 
+def test_a_queue_that_waits_for_the_decoder_drains_as_fast_as_that_decodes() -> None:
+    async def test(batcher: Batcher) -> None:
+        decoder = asyncio.Lock()
+
+        async def forever() -> None:
+            while True:
+                with batcher.reserve(1):
+                    async with decoder:
+                        await asyncio.sleep(0.5)
+                await batcher.submit([image(0)])[0]
+
+        callers = [asyncio.create_task(forever()) for _ in range(20)]
+        await asyncio.sleep(60)
+        with pytest.raises(Overloaded, match="20 images are waiting") as raised:
+            batcher.check_room(81)
+        assert raised.value.retry_after_s == pytest.approx(20 * 0.5, abs=1)
+        for caller in callers:
+            caller.cancel()
+
+    run(test)
+
+
+def test_an_idle_night_after_an_image_that_did_not_decode_does_not_make_the_queue_slow() -> None:
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(*batcher.submit([image(0)] * 80))
+        with batcher.reserve(1):
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(8 * 3600)
+        with batcher.reserve(100), pytest.raises(Overloaded) as raised:
+            batcher.check_room()
+        assert raised.value.retry_after_s == pytest.approx(100 / 5, abs=1)
+
+    run(test, Engine(seconds=0.8))
+
+
 def test_an_idle_night_does_not_make_the_queue_slow() -> None:
     async def test(batcher: Batcher) -> None:
         await asyncio.gather(*batcher.submit([image(0)] * 80))
@@ -203,12 +238,18 @@ MOODS = ("raise", "memory", "exit", "key", "nan", "short")
 
 @dataclass
 class Request:
-    """What a caller does: from `at` on, with so many images, until `deadline` or until it leaves, if ever."""
+    """What a caller does: from `at` on, with so many images, until `deadline` or until it leaves, if ever; it may keep
+    their places for the time that it `decodes` them."""
 
     at: float
     images: int
     deadline: float | None
     leaves: float | None
+    decodes: float | None
+
+    @property
+    def submits(self) -> float:
+        return self.at + (self.decodes or 0.0)
 
 
 _moments = st.integers(0, 60).map(lambda milliseconds: milliseconds / 1000)
@@ -218,6 +259,7 @@ _requests = st.builds(
     images=st.integers(0, 6),
     deadline=st.none() | _moments,
     leaves=st.none() | _moments,
+    decodes=st.none() | _moments,
 )
 
 
@@ -248,6 +290,7 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
     computed: list[int] = []
     dropped: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
+    reserved = 0
 
     def observe(event: object) -> None:
         if isinstance(event, str):
@@ -257,23 +300,30 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
 
     async def caller(batcher: Batcher, request: Request, values: list[int]) -> None:
         loop = asyncio.get_running_loop()
+        nonlocal reserved
         await asyncio.sleep(request.at)
-        fits = batcher.waiting + len(values) <= limit
+        fits = batcher.waiting + reserved + len(values) <= limit
         deadline = None if request.deadline is None else 1000 + request.deadline
         try:
+            if request.decodes is not None:
+                with batcher.reserve(len(values)):
+                    reserved += len(values)
+                    fits = True
+                    await asyncio.sleep(request.decodes)
+                reserved -= len(values)
             futures = batcher.submit([image(value) for value in values], deadline)
         except Draining:
             assert closed_at is not None
-            assert request.at >= closed_at
+            assert request.submits >= closed_at
             return
         except Overloaded:
             assert not fits
             return
-        assert batcher.waiting <= limit
+        assert batcher.waiting + reserved <= limit
         submitted.extend(values)
         arrived.update(dict.fromkeys(values, loop.time() - 1000))
         if request.leaves is not None:
-            await asyncio.sleep(max(0.0, request.leaves - request.at))
+            await asyncio.sleep(max(0.0, request.leaves - request.submits))
             for future in futures:
                 future.cancel()
             await asyncio.sleep(0)
@@ -315,7 +365,7 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
             if closed_at is not None:
                 await asyncio.sleep(closed_at)
                 await batcher.close()
-        assert batcher.waiting == 0
+        assert batcher.waiting == reserved == 0
         await batcher.close()
 
     with patch("service.batcher.logger"), patch("service.observing.logger"):  # thousands of tracebacks
@@ -332,7 +382,7 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
         for value in values:
             request = of_image[value]
             assert request.deadline is None or at < request.deadline + 1e-6
-            assert request.leaves is None or at <= max(request.leaves, request.at) + 1e-6
+            assert request.leaves is None or at <= max(request.leaves, request.submits) + 1e-6
         # Never later than when the engine is free and the first of them has waited for the delay.
         assert at <= max(free, arrived[values[0]] + delay) + 1e-6
         free = at + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from serving import Sabotaged, plain, problem_of, serving, wait_until
+from serving import Held, Sabotaged, plain, problem_of, serving, wait_until
 
 from service.engine import OnnxEngine, Outputs
 from service.pictures import Item, Picture, prepare
@@ -61,6 +62,48 @@ def test_when_decoding_cannot_keep_up_the_service_is_overloaded_and_still_answer
                 held.go_on.set()
             assert read == ["1", "2"]
             assert client.post("/predict", content=plain("3")).status_code == 200
+        finally:
+            held.go_on.set()
+
+
+def test_what_was_decoded_is_read_however_many_others_come(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two decoded images and two that are being decoded never find the queue full."""
+    held_decoder, held = HeldDecoder(monkeypatch), Held(engine)
+    limits = {"decode_threads": 2, "max_batch_size": 1, "max_queue_images": 4, "max_images": 2}
+    with serving(held, **limits) as client:
+        try:
+            with calling(client, "1", "2", "3", "4") as read:
+                wait_until(lambda: decoding(client) == 4)
+                assert problem_of(client.post("/predict", content=plain("5"))) == (503, "overloaded")
+                held_decoder.go_on.set()
+                assert held.inside.wait(10)
+                wait_until(lambda: "housenumber_queue_images 3.0" in client.get("/metrics").text)
+                with calling(client, "6") as late:
+                    wait_until(lambda: "housenumber_queue_images 4.0" in client.get("/metrics").text)
+                    held.go_on.set()
+                assert late == ["6"]
+            assert read == ["1", "2", "3", "4"]
+        finally:
+            held_decoder.go_on.set()
+            held.go_on.set()
+
+
+def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
+    held = Held(engine)
+    with serving(held, max_batch_size=1, max_queue_images=1, max_images=1) as client:
+        try:
+            with calling(client, "1") as read:
+                assert held.inside.wait(10)
+                with calling(client, "2") as waiting:
+                    wait_until(lambda: "housenumber_queue_images 1.0" in client.get("/metrics").text)
+                    address = (client.base_url.host, client.base_url.port or 0)
+                    for path in ("/predict", "/v2/models/tiny/infer"):
+                        with socket.create_connection(address, timeout=10) as caller:
+                            caller.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n".encode())
+                            assert caller.recv(1000).startswith(b"HTTP/1.1 503 ")
+                    held.go_on.set()
+                assert waiting == ["2"]
+            assert read == ["1"]
         finally:
             held.go_on.set()
 

@@ -142,7 +142,7 @@ def _add_infer(
         path,
         summary="Read images, given and answered as tensors",
         response_model=InferResponse,
-        dependencies=[Depends(access.authorise)],
+        dependencies=[Depends(access.authorise), Depends(lifecycle.check_room)],
         responses=_FAILURE,
         openapi_extra=_INFER,
     )
