@@ -117,7 +117,7 @@ class Metrics:
         )
         self._rejected = Counter(
             "housenumber_rejected_images",
-            "Images that found no place, by the stage that was full: decode or queue; one for a request that was refused"
+            "Images that found no place, by the stage that was full: decode or queue; one for a request refused"
             " before its body was read.",
             ("stage",),
             registry=registry,
