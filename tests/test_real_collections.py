@@ -20,7 +20,7 @@ VARIABLE = "HOUSENUMBER_REAL_COLLECTIONS"
 
 FLOORS = {
     "svhn-strips": 0.84,
-    "svhn-originals": 0.57,
+    "svhn-originals": 0.71,
     "svhn-crops": 0.76,
     "plates": 0.95,
     "plates-photos": 0.95,

@@ -171,6 +171,9 @@ def test_learning_rate_schedules() -> None:
     assert [learning_rate_factor(step, cosine) for step in (0, 4, 9, 10, 60, 110)] == pytest.approx(
         [0.1, 0.5, 1, 1, 0.5, 0]
     )
+    stopped = ScheduleTable(name="cosine", steps=60, decay_steps=110, batch_size=1, warmup_steps=10)
+    for step in (0, 10, 59):
+        assert learning_rate_factor(step, stopped) == learning_rate_factor(step, cosine)
     again = ScheduleTable(name="cosine", steps=310, batch_size=1, warmup_steps=10, restarts=(110,))
     for step in (0, 10, 60, 109):
         assert learning_rate_factor(step, again) == learning_rate_factor(step, cosine)

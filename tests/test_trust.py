@@ -1,4 +1,4 @@
-"""What the shipped reader's confidence is worth: it falls with the picture.
+"""What the shipped reader's confidence is worth: it falls with the picture, and stays low where there is no number.
 
 Pictures are drawn here with Pillow's own font, in plain colours: nothing of the generator the reader learned from.
 """
@@ -117,3 +117,86 @@ def test_confidence_falls_with_what_can_be_seen(
         readings = read(reader, [damage(picture, level, rng) for picture in readable])
         means.append(float(np.mean([reading.confidence for reading in readings])))
     assert means == sorted(set(means), reverse=True), means
+
+
+def draw_size(rng: Generator) -> tuple[int, int]:
+    """(height, width)"""
+    height = int(rng.integers(24, 100))
+    return height, int(height * rng.uniform(1, 2))
+
+
+def one_colour(rng: Generator) -> Pixels:
+    return pixels(np.ones((*draw_size(rng), 3)) * rng.integers(0, 256, 3))
+
+
+def noise(rng: Generator) -> Pixels:
+    return pixels(rng.normal(rng.uniform(40, 215), rng.uniform(2, 60), (*draw_size(rng), 3)))
+
+
+def gradient(rng: Generator) -> Pixels:
+    """From one colour to another, in any direction."""
+    height, width = draw_size(rng)
+    angle = rng.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:height, 0:width]
+    way = np.cos(angle) * x / width + np.sin(angle) * y / height
+    first, second = rng.uniform(0, 255, (2, 3))
+    return pixels(first + ((way - way.min()) / np.ptp(way))[..., None] * (second - first))
+
+
+def stroke(rng: Generator) -> Pixels:
+    """One stroke that is no 1: within 20 degrees of level."""
+    height, width = draw_size(rng)
+    result = np.empty((height, width, 3), np.uint8)
+    result[:], colour = rng.integers(0, 256, (2, 3)).tolist()
+    angle, half = rng.uniform(-np.pi / 9, np.pi / 9), rng.uniform(0.15, 0.4) * width
+    x, y = rng.uniform(0.3, 0.7, 2) * (width, height)
+    ends = [(int(x + way * np.cos(angle) * half), int(y + way * np.sin(angle) * half)) for way in (-1, 1)]
+    cv2.line(result, ends[0], ends[1], colour, int(rng.integers(1, height // 8 + 1)), cv2.LINE_AA)
+    return result
+
+
+def blotches(rng: Generator) -> Pixels:
+    """Noise without its small parts, as render or foliage out of focus."""
+    soft = np.asarray(cv2.GaussianBlur(rng.normal(0, 1, draw_size(rng)), (0, 0), rng.uniform(1.5, 12)))
+    return pixels(rng.uniform(60, 200) + rng.uniform(10, 50) * soft / soft.std())
+
+
+def bricks(rng: Generator) -> Pixels:
+    height, width = draw_size(rng)
+    tall = int(rng.integers(6, 20))
+    wide = int(tall * rng.uniform(1.8, 3))
+    wall = np.tile(rng.uniform(100, 230, 3), (height, width, 1))
+    brick = rng.uniform(60, 200, 3)
+    for row, top in enumerate(range(0, height, tall)):
+        for left in range(-wide * (row % 2) // 2, width, wide):
+            wall[top : top + tall - 2, max(left, 0) : max(left + wide - 2, 0)] = brick + rng.normal(0, 8, 3)
+    return pixels(wall + rng.normal(0, 4, wall.shape))
+
+
+def boards(rng: Generator) -> Pixels:
+    """Level stripes."""
+    height, width = draw_size(rng)
+    wave = np.sin(2 * np.pi * np.arange(height) / rng.uniform(3, 20) + rng.uniform(0, 6))
+    return pixels(np.tile(rng.uniform(80, 180) + rng.uniform(10, 60) * wave[:, None], (1, width)))
+
+
+NOTHING: tuple[Callable[[Generator], Pixels], ...] = (one_colour, noise, gradient, stroke, blotches, bricks, boards)
+
+
+def test_where_there_is_no_number_none_is_accepted(reader: Reader) -> None:
+    """At most 1 % false numbers."""
+    rng = np.random.default_rng(3)
+    found = {}
+    for kind in NOTHING:
+        readings = read(reader, [kind(rng) for _ in range(PICTURES)])
+        found[kind.__name__] = sum(reading.accepted for reading in readings)
+    assert sum(found.values()) <= 0.01 * PICTURES * len(NOTHING), found
+
+
+def test_numbers_longer_than_the_reader_has_slots_are_not_accepted(reader: Reader) -> None:
+    """At least 95 % of them."""
+    rng = np.random.default_rng(4)
+    longest = reader.metadata.slots
+    numbers = [draw_number(rng, int(digits)) for digits in rng.integers(longest + 1, longest + 4, PICTURES)]
+    readings = read(reader, [number_picture(number, rng) for number in numbers])
+    assert sum(reading.accepted for reading in readings) <= 0.05 * PICTURES

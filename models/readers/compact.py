@@ -4,9 +4,9 @@ The localisation network sees the image at half its resolution; the transformer 
 full resolution, so what it zooms in on gains detail. The trunk is residual (He et al. 2016); its 2x16 map
 is read by five learned queries, one for each slot, so a digit is learned once for all places it can stand in.
 
-`compact` is the reader we ship. `compact_points` looks in another way (see `PointLocalisation`), so as to find numbers
-that take an eighth of the view. `compact_cnn` is the latter's twin without the transformer: its trunk sees the whole
-input at the window's size. It is there to be compared with.
+`compact_points` is the reader we ship: it finds numbers that take an eighth of the view (see `PointLocalisation`).
+`compact` is for numbers that fill theirs. `compact_cnn` is the twin of `compact_points` without the transformer: its
+trunk sees the whole input at the window's size. It is there to be compared with.
 """
 
 import math

@@ -43,7 +43,7 @@ def learning_rate_factor(step: int, table: ScheduleTable) -> float:
     With restarts, each of them begins anew with the warm-up (warm restarts: Loshchilov and Hutter 2017).
     """
     start = max(at for at in (0, *table.restarts) if at <= step)
-    end = min((at for at in table.restarts if at > step), default=table.steps)
+    end = min((at for at in table.restarts if at > step), default=table.decay_steps or table.steps)
     done = step - start
     if done < table.warmup_steps:
         return (done + 1) / table.warmup_steps

@@ -94,6 +94,8 @@ class ScheduleTable(_Table):
     name: Literal["cosine", "step"]
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)
+    decay_steps: int = Field(0, ge=0)
+    """For `cosine`: the step at which the rate would be 0, for a run that ends before; 0: the last one."""
     warmup_steps: int = Field(0, ge=0)
     restarts: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """The steps, rising, at which the schedule begins anew."""
