@@ -22,14 +22,16 @@ from service.errors import BadRequest
 from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
 from service.open_inference.repository import repository_router
-from service.open_inference.routes import protocol_router
+from service.open_inference.routes import INFER_PATHS, protocol_router
 from service.openapi import PREDICT, problems, use_schema
 from service.pictures import parse_region
 from service.problems import RequestContext, handle_errors
 from service.requests import read_pictures
 from service.schemas import PredictResponse, Timing
 from service.settings import Settings
+from service.shedding import Shedding
 
+_PREDICT_PATH = "/predict"
 _PARAMETERS = {"region", "min_confidence", "boxes"}
 
 
@@ -71,13 +73,14 @@ def create_app(
     app.state.lifecycle = lifecycle
     app.state.access = access
     app.state.metrics = metrics
-    app.add_middleware(RequestContext, metrics=metrics)
+    app.add_middleware(Shedding, lifecycle=lifecycle, paths=(_PREDICT_PATH, *INFER_PATHS))
+    app.add_middleware(RequestContext, metrics=metrics)  # around the one before
     if settings.tracing:
         # An extra, imported only where it is on.
         from service.tracing import Traced, flush, tracer_provider
 
         spans = tracer_provider()
-        app.add_middleware(Traced, provider=spans)  # around the one before
+        app.add_middleware(Traced, provider=spans)  # and this around both
     handle_errors(app)
     use_schema(app)
     _add_predict(app, settings, lifecycle, access, metrics)
@@ -89,10 +92,10 @@ def create_app(
 
 def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access: Access, metrics: Metrics) -> None:
     @app.post(
-        "/predict",
+        _PREDICT_PATH,
         summary="Read the house numbers of one or more images",
         response_model=PredictResponse,
-        dependencies=[Depends(access.authorise), Depends(lifecycle.check_room)],
+        dependencies=[Depends(access.authorise)],
         responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=PREDICT,
     )

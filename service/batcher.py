@@ -93,11 +93,20 @@ class Batcher:
         """Images in the queue."""
         return len(self._waiting)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one more image may wait."""
+        return self._taken >= self._max_queue_images
+
+    @property
+    def _taken(self) -> int:
+        return len(self._waiting) + self._reserved
+
     def check_room(self, images: int = 1) -> None:
         """Raises Draining, and Overloaded, with the time that the queue takes to drain, where so many do not fit."""
         if self._closing:
             raise Draining("the service is stopping")
-        taken = len(self._waiting) + self._reserved
+        taken = self._taken
         if taken + images > self._max_queue_images:
             tell(self._observe_rejected, images)
             raise Overloaded(

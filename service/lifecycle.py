@@ -89,6 +89,11 @@ class Lifecycle:
         """Images that wait for a model, be it the one that serves or one that finishes what it has."""
         return sum(predictor.waiting for predictor in (self._predictor, *self._retired) if predictor)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is a model and not one more image may wait for it."""
+        return self._predictor is not None and self._predictor.is_full
+
     def start(self) -> None:
         """Begins to load. Needs the running event loop."""
         self._in_background(self._get_ready())
@@ -98,10 +103,6 @@ class Lifecycle:
         if self._predictor is None:
             raise self._unavailable()
         return self._predictor
-
-    async def check_room(self) -> None:
-        """For a route, before it reads a body: raises NotReady, Draining, and Overloaded where no image may wait."""
-        self.admit().check_room()
 
     def check_ready(self) -> None:
         """Whether requests should be sent here. Raises NotReady, and Draining, when what comes is still served."""

@@ -95,6 +95,11 @@ class Predictor:
             self._left.clear()
             await self._left.wait()
 
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one more image may wait."""
+        return self._batcher.is_full
+
     def check_room(self) -> None:
         """Raises Draining, and Overloaded where not even one more image may wait."""
         self._batcher.check_room()

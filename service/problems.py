@@ -77,6 +77,8 @@ class RequestContext:
         try:
             with nullcontext() if is_probe else self._metrics.request_in_flight():
                 await self._app(scope, receive, send_with_id)
+        except ServiceError as error:  # of a middleware: those of the routes are answered further inside
+            await _of_service_error(Request(scope), error)(scope, receive, send_with_id)
         except ClientDisconnect:
             status, state["problem_code"] = _CLIENT_CLOSED_REQUEST, "client_closed_request"
         except Exception:

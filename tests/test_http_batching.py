@@ -100,7 +100,16 @@ def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
                     for path in ("/predict", "/v2/models/tiny/infer"):
                         with socket.create_connection(address, timeout=10) as caller:
                             caller.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n".encode())
-                            assert caller.recv(1000).startswith(b"HTTP/1.1 503 ")
+                            answer = caller.recv(1000).lower()
+                        assert answer.startswith(b"http/1.1 503 ")
+                        assert b"x-request-id: " in answer
+                        assert b"retry-after: " in answer
+                    counted = client.get("/metrics").text
+                    for route in ("/predict", "/v2/models/{name}/infer"):
+                        labels = f'code="overloaded",route="{route}",status="503"'
+                        assert f"housenumber_requests_total{{{labels}}} 1.0" in counted
+                    assert client.get("/v2/models/tiny").status_code == 200
+                    assert client.get("/predict").status_code == 405
                     held.go_on.set()
                 assert waiting == ["2"]
             assert read == ["1"]
