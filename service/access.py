@@ -6,7 +6,8 @@ import logging
 from typing import Annotated
 
 from fastapi import Depends, HTTPException, Request
-from fastapi.security import APIKeyHeader, HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import APIKeyHeader, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
 from service.errors import Unauthorized
 from service.keys import Keys, KeysError
@@ -21,9 +22,9 @@ _key_header = APIKeyHeader(name="X-API-Key", auto_error=False, description="The 
 
 
 class Access:
-    """API keys and the rate limit. A route takes `Depends(access.authorise)`, and calls `charge` as soon as it knows
-    how many images it was sent; one that changes the service takes `Depends(access.authorise_admin)`. An admin key is
-    good for all routes. Raises KeysError."""
+    """API keys and the rate limit. A route takes `Depends(access.guard)`, or calls `authorise`, and calls `charge` as
+    soon as it knows how many images it was sent; one that changes the service takes `Depends(access.guard_admin)`. An
+    admin key is good for all routes. Raises KeysError."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._keys = Keys(settings.api_keys, settings.api_keys_file)
@@ -46,32 +47,36 @@ class Access:
             else:
                 logger.info("%d %s keys are in use", count, kind)
 
-    async def authorise(
+    async def guard(
         self,
         request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        header: Annotated[str | None, Depends(_key_header)],
+        _bearer: Annotated[object, Depends(_bearer)],
+        _header: Annotated[object, Depends(_key_header)],
     ) -> None:
+        """`authorise`, for a route; the two schemes are there for `/openapi.json`."""
+        self.authorise(request)
+
+    def authorise(self, request: Request) -> None:
         """Before the body is read. Raises Unauthorized or RateLimited; leaves the key's name in `request.state.key`."""
         request.state.key = None
         if self._keys:
-            offers = _offers(bearer, header)
+            offers = _offers(request)
             request.state.key = self._keys.name_of(offers) or self._admin_keys.name_of(offers)
             if request.state.key is None:
                 raise Unauthorized("give a key as `Authorization: Bearer KEY` or `X-API-Key: KEY`")
         if self._rate:
             self._rate.take(_caller(request), 0)
 
-    async def authorise_admin(
+    async def guard_admin(
         self,
         request: Request,
-        bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
-        header: Annotated[str | None, Depends(_key_header)],
+        _bearer: Annotated[object, Depends(_bearer)],
+        _header: Annotated[object, Depends(_key_header)],
     ) -> None:
-        """As `authorise`, for admin keys alone; 403 where there are none."""
+        """As `guard`, for admin keys alone; 403 where there are none."""
         if not self._admin_keys:
             raise HTTPException(403, "this is off; to turn it on, set admin_keys or admin_keys_file")
-        request.state.key = self._admin_keys.name_of(_offers(bearer, header))
+        request.state.key = self._admin_keys.name_of(_offers(request))
         if request.state.key is None:
             raise Unauthorized("an admin key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
 
@@ -84,9 +89,11 @@ class Access:
             self._metrics.observe_key(request.state.key, images)
 
 
-def _offers(bearer: HTTPAuthorizationCredentials | None, header: str | None) -> list[bytes]:
+def _offers(request: Request) -> list[bytes]:
+    scheme, credentials = get_authorization_scheme_param(request.headers.get("Authorization"))
+    bearer = credentials if scheme.lower() == "bearer" else ""
     # Headers are decoded as Latin-1; this gives back the bytes that were sent.
-    return [key.encode("latin-1") for key in (bearer.credentials if bearer else None, header) if key]
+    return [key.encode("latin-1") for key in (bearer, request.headers.get(_key_header.model.name, "")) if key]
 
 
 def _caller(request: Request) -> str:

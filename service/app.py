@@ -8,9 +8,9 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Header, Query, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 
@@ -18,12 +18,12 @@ from service.access import Access
 from service.deadline import Deadline
 from service.disconnect import while_connected
 from service.engine import Engine
-from service.errors import BadRequest
 from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
 from service.open_inference.repository import repository_router
 from service.open_inference.routes import INFER_PATHS, protocol_router
 from service.openapi import PREDICT, problems, use_schema
+from service.parameters import Parameters
 from service.pictures import parse_region
 from service.problems import RequestContext, handle_errors
 from service.requests import read_pictures
@@ -32,7 +32,6 @@ from service.settings import Settings
 from service.shedding import Shedding
 
 _PREDICT_PATH = "/predict"
-_PARAMETERS = {"region", "min_confidence", "boxes"}
 
 
 def create_app(
@@ -95,34 +94,16 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
         _PREDICT_PATH,
         summary="Read the house numbers of one or more images",
         response_model=PredictResponse,
-        dependencies=[Depends(access.authorise)],
         responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
         openapi_extra=PREDICT,
     )
-    async def predict(
-        request: Request,
-        region: Annotated[
-            list[str] | None,
-            Query(description="`x,y,width,height` in pixels of the upright image; once per region to read."),
-        ] = None,
-        min_confidence: Annotated[
-            float | None,
-            Query(ge=0, le=1, description="Accept from this confidence on; the artifact's threshold by default."),
-        ] = None,
-        boxes: Annotated[bool, Query(description="`false` leaves the boxes out.")] = True,
-        x_request_timeout_ms: Annotated[
-            int | None, Header(gt=0, description="The caller's deadline, in milliseconds from now.")
-        ] = None,
-        x_request_id: Annotated[
-            str | None, Header(description="Comes back in the answer; made where there is none.")
-        ] = None,
-    ) -> Response:
+    async def predict(request: Request) -> Response:
         started = perf_counter()
+        access.authorise(request)
+        asked = Parameters.of(request)
         with lifecycle.admit().in_use() as predictor:
-            deadline = Deadline(settings.request_timeout_ms, x_request_timeout_ms)
-            if unknown := sorted(set(request.query_params) - _PARAMETERS):
-                raise BadRequest(f"{unknown[0][:80]}: no such parameter; there are {', '.join(sorted(_PARAMETERS))}")
-            regions = [parse_region(text) for text in region or ()]
+            deadline = Deadline(settings.request_timeout_ms, asked.timeout_ms)
+            regions = [parse_region(text) for text in asked.region]
             async with deadline:
                 pictures = await read_pictures(
                     request,
@@ -135,7 +116,9 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
                 access.charge(request, sum(picture.items for picture in pictures))
                 predicted = await while_connected(
                     request,
-                    predictor.predict(pictures, min_confidence=min_confidence, boxes=boxes, deadline=deadline.at),
+                    predictor.predict(
+                        pictures, min_confidence=asked.min_confidence, boxes=asked.boxes, deadline=deadline.at
+                    ),
                 )
         request.state.stages = predicted
         request.state.timing = timing = Timing.of(predicted, perf_counter() - started)

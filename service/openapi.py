@@ -1,5 +1,5 @@
-"""What the framework cannot see for itself and `/openapi.json` must say all the same: the three request bodies
-of `/predict`, which are read as they stream in, and the problems that the exception handlers answer with."""
+"""What the framework cannot see for itself and `/openapi.json` must say all the same: keys, parameters and the three
+request bodies of `/predict`, which reads them itself, and the problems that the exception handlers answer with."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 from service.imaging import FORMATS
 from service.multipart import PART_NAME
 from service.open_inference.schemas import IndexRequest, InferRequest, LoadRequest
+from service.parameters import published
 from service.problems import MEDIA_TYPE
 from service.schemas import PredictRequest, Problem
 
@@ -20,6 +21,9 @@ _BINARY = {"type": "string", "format": "binary"}
 _IMAGE_TYPES = [f"image/{name.lower()}" for name in sorted(FORMATS)]
 
 PREDICT: dict[str, Any] = {
+    "parameters": published(),
+    # As the framework has it for the routes that are guarded by a dependency.
+    "security": [{"HTTPBearer": []}, {"APIKeyHeader": []}],
     "requestBody": {
         "required": True,
         "description": "One encoded image as the body, or several as multipart parts or in JSON.",
@@ -34,7 +38,7 @@ PREDICT: dict[str, Any] = {
             },
             "application/json": {"schema": {"$ref": _REFERENCE.format(model=PredictRequest.__name__)}},
         },
-    }
+    },
 }
 
 

@@ -36,7 +36,7 @@ def repository_router(
     router = APIRouter(
         prefix=f"{PREFIX}/repository",
         tags=["Open Inference Protocol"],
-        dependencies=[Depends(access.authorise_admin)],
+        dependencies=[Depends(access.guard_admin)],
         responses={"default": {"model": ErrorResponse, "description": "What went wrong"}},
     )
 

@@ -59,7 +59,7 @@ _INFER_EXTRA: dict[str, Any] = {
 def protocol_router(settings: Settings, lifecycle: Lifecycle, access: Access, metrics: Metrics) -> APIRouter:
     """The protocol's routes. Health is for everybody; all else needs a key where there are keys."""
     router = APIRouter(prefix=PREFIX, tags=["Open Inference Protocol"])
-    with_key = [Depends(access.authorise)]
+    with_key = [Depends(access.guard)]
 
     async def served(name: str) -> AsyncIterator[Predictor]:
         with _served(lifecycle, name, None).in_use() as predictor:
@@ -145,7 +145,7 @@ def _add_infer(
         path,
         summary="Read images, given and answered as tensors",
         response_model=InferResponse,
-        dependencies=[Depends(access.authorise)],
+        dependencies=[Depends(access.guard)],
         responses=_FAILURE,
         openapi_extra=_INFER_EXTRA,
     )
