@@ -194,8 +194,12 @@ class Lifecycle:
                     reader = await self._opened(candidate, model.provider)
                     self._changeable()  # it may have been told to stop
                     self._serve(candidate, reader)
-            except (ArtifactError, ProviderError) as error:
-                logger.error("%s; %s %s goes on", error, model.name, model.version)
+            except ServiceError:  # it is stopping
+                raise
+            except Exception as error:
+                self._metrics.observe_failed_load()
+                if isinstance(error, (ArtifactError, ProviderError)):
+                    logger.error("%s; %s %s goes on", error, model.name, model.version)
                 raise
             self._source.refused.pop(candidate, None)
             return candidate

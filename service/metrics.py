@@ -150,6 +150,13 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         self._shown_model: Gauge | None = None
+        self._loads = Counter(
+            "housenumber_model_loads",
+            "Models that were to be served: served, or failed, and then the one before goes on.",
+            ("outcome",),
+            registry=registry,
+        )
+        self._loads.labels("failed")  # from 0 on: an increase to 1 is seen only where there was a 0
         self._workers = Gauge(
             "housenumber_workers",
             "Processes that have a model to answer with.",
@@ -187,6 +194,11 @@ class Metrics:
         self._shown_model = self._model.labels(**model.model_dump())
         self._shown_model.set(1)
         self._workers.set(1)
+        self._loads.labels("served").inc()
+
+    def observe_failed_load(self) -> None:
+        """A model that was to be served from now on is not."""
+        self._loads.labels("failed").inc()
 
     def observe_restart(self) -> None:
         self._restarts.inc()

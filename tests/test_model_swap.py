@@ -27,6 +27,7 @@ from service.settings import Settings
 
 INDEX = "/v2/repository/index"
 LOAD = "/v2/repository/models/tiny/load"
+LOADS = "housenumber_model_loads_total"
 ADMIN = {"X-API-Key": "boss"}
 
 # What each version reads where version 1 reads 12.
@@ -74,6 +75,12 @@ def load(client: httpx.Client, version: int | None = None) -> httpx.Response:
 def refused(response: httpx.Response) -> tuple[int, str]:
     assert set(response.json()) == {"error"}
     return response.status_code, response.json()["error"]
+
+
+def loads(client: httpx.Client) -> dict[str, float]:
+    """How many models were loaded, by what came of it."""
+    found = samples(client)
+    return {outcome: found[LOADS, (("outcome", outcome),)] for outcome in ("served", "failed")}
 
 
 def read(client: httpx.Client) -> tuple[str, str]:
@@ -389,11 +396,13 @@ def test_a_bad_version_leaves_the_old_one_and_says_so(
         assert client.get("/readyz").status_code == 200
         lines = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
         assert lines == [f"{error}; tiny 1 goes on"] * 3
+        assert loads(client) == {"served": 1, "failed": 3}
         # Copied once more, it is as good as any.
         write_version(root, 2, alphabet=REVERSED).with_name("SHA256SUMS").unlink(missing_ok=True)
         client.post("/reload")
         assert read(client) == ("2", "87")
         assert states(client) == {"1": ("UNAVAILABLE", "not loaded"), "2": ("READY", "")}
+        assert loads(client) == {"served": 2, "failed": 3}
     assert not any(record.exc_info for record in caplog.records)
     assert app.state.lifecycle.waiting == 0
 
@@ -441,6 +450,7 @@ def test_a_fault_of_ours_while_loading_changes_nothing_either(root: Path, caplog
         client.post("/reload")
         assert len([record for record in caplog.records if record.exc_info]) == 2
         assert read(client)[0] == "1"
+        assert loads(client) == {"served": 1, "failed": 2}
         assert load(client).status_code == 200  # nothing is locked
         assert read(client)[0] == "2"
 
