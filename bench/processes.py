@@ -10,8 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import distributions
 from pathlib import Path
@@ -71,11 +71,7 @@ class Server:
     @property
     def pids(self) -> list[int]:
         """Of the process and all below it."""
-        found = [self.popen.pid]
-        for pid in found:
-            for task in Path(f"/proc/{pid}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-        return found
+        return tree(self.popen.pid)
 
     @property
     def cpu_s(self) -> float:
@@ -87,6 +83,26 @@ class Server:
     def memory_bytes(self) -> int:
         """Resident memory of the largest process."""
         return max(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.pids) * _PAGE_BYTES
+
+
+def tree(pid: int) -> list[int]:
+    """A process and all below it."""
+    found = [pid]
+    for above in found:
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            for task in Path(f"/proc/{above}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def proportional_bytes(pids: Iterable[int]) -> int:
+    """Memory of processes together: what several share counts once."""
+    kib = 0
+    for pid in pids:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kib * 1024
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _COMMANDS = {
     "data": ("models.data.commands:data", "Prepare, generate and look at data."),
 }
 
-# Modules that the extras `train` and `score` install.
+# Modules that the extras `train`, `score` and `ray` install.
 _OF_EXTRAS = {
     "torch",
     "onnx",
@@ -37,11 +37,16 @@ _OF_EXTRAS = {
     "jinja2",
     "pyarrow",
     "fsspec",
+    "httpx",
+    "ray",
+    "pandas",
     "h5py",
     "cv2",
     "tensorboard",
     "matplotlib",
 }
+# Without them there is no Ray Data.
+_OF_RAY = {"ray", "pandas"}
 
 
 class Rooms(click.Group):
@@ -70,7 +75,7 @@ class Rooms(click.Group):
             package = (error.name or "").partition(".")[0]
             if package not in _OF_EXTRAS:
                 raise
-            extra = "score" if ctx.meta[__name__] == "score" else "train"
+            extra = "ray" if package in _OF_RAY else "score" if ctx.meta[__name__] == "score" else "train"
             _fail(
                 f"this command needs {package}, which is not installed: in a checkout, pip install -e '.[{extra}]'",
                 EXIT_MISSING_EXTRA,

@@ -229,11 +229,12 @@ class Batcher:
             return result
         tell(self._observe_batch, len(batch))
         elapsed = monotonic() - started
-        for item, outputs in zip(batch, result, strict=True):
-            if outputs is None:
+        outputs, finite = result
+        for index, (item, is_finite) in enumerate(zip(batch, finite, strict=True)):
+            if not is_finite:
                 logger.error("the engine's outputs for an image are not finite numbers")
             elif not item.future.done():
-                item.future.set_result(Answer(outputs, started - item.arrived, elapsed))
+                item.future.set_result(Answer(outputs.part(index, index + 1), started - item.arrived, elapsed))
         return None
 
     def _still_wanted(self, item: _Item) -> bool:
@@ -263,8 +264,8 @@ def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> Non
             item.future.set_exception(error(detail))
 
 
-def attempt(infer: Infer, pixels: list[NDArray[np.uint8]]) -> list[Outputs | None] | BaseException:
-    """Per image a row of outputs, or None where they are not finite; or what went wrong.
+def attempt(infer: Infer, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Outputs, NDArray[np.bool_]] | BaseException:
+    """The outputs for N images, and [N] which of them are finite; or what went wrong.
 
     Whatever an engine raises or returns, the loop must go on.
     """
@@ -273,6 +274,6 @@ def attempt(infer: Infer, pixels: list[NDArray[np.uint8]]) -> list[Outputs | Non
         finite = outputs.finite()
         if len(finite) != len(pixels):
             raise RuntimeError(f"{len(finite)} answers for {len(pixels)} images")
-        return [outputs.part(index, index + 1) if ok else None for index, ok in enumerate(finite)]
+        return outputs, finite
     except BaseException as error:
         return error

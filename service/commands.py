@@ -30,7 +30,7 @@ from service.exit_codes import (
 )
 from service.imaging import Photo, View
 from service.keys import KeysError
-from service.pictures import Item, Picture, parse_region, prepare
+from service.pictures import Item, Picture, answers_of, parse_region, prepare, views_of
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction, Predictions, Rectangle, first_mistake
 from service.settings import ENV_PREFIX, Settings
@@ -190,7 +190,7 @@ def predict(
     for index, file in enumerate(track(files, "reading", console=console, disable=silent, transient=True)):
         picture = _picture(index, file, rectangles)
         items = prepare(picture, reader.metadata.input_size, settings.max_pixels)
-        answers = _read(reader, items, min_confidence)
+        answers = answers_of(items, reader.read(views_of(items), min_confidence=min_confidence))
         predictions += [item.prediction(answer, boxes=True) for item, answer in zip(items, answers, strict=True)]
         if file in targets:
             _draw(picture, items, answers, targets[file], settings.max_pixels)
@@ -210,12 +210,6 @@ def _picture(index: int, file: Path, rectangles: tuple[Rectangle, ...]) -> Pictu
     except OSError as error:
         content = BadRequest(f"the file cannot be read: {error.strerror}")
     return Picture(content, index, str(file), rectangles)
-
-
-def _read(reader: Reader, items: list[Item], min_confidence: float | None) -> list[Reading | ServiceError]:
-    views = [item.view for item in items if isinstance(item.view, View)]
-    readings = iter(reader.read(views, min_confidence=min_confidence))
-    return [next(readings) if isinstance(item.view, View) else item.view for item in items]
 
 
 def _drawing_targets(files: tuple[Path, ...], out: Path | None) -> dict[Path, Path]:

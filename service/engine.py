@@ -62,6 +62,10 @@ class Outputs:
         """The outputs of the images [start, stop)."""
         return Outputs(self.probabilities[start:stop], self.theta[start:stop], self.boxes[start:stop])
 
+    def where(self, mask: NDArray[np.bool_]) -> Outputs:
+        """The outputs of the images for which `mask` [N] is true."""
+        return Outputs(self.probabilities[mask], self.theta[mask], self.boxes[mask])
+
     @staticmethod
     def joined(parts: Sequence[Outputs]) -> Outputs:
         """The outputs of at least one part, one after the other."""

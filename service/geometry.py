@@ -5,6 +5,7 @@ w x h pixels spans [0, w] x [0, h], and the centre of its first pixel is (0.5, 0
 coordinates run over the same span from -1 to 1 (what PyTorch calls `align_corners=False`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -52,13 +53,18 @@ class Region:
         return Region(left, top, right - left, bottom - top)
 
 
-def corners_in_pixels(corners: NDArray[np.floating[Any]], region: Region) -> NDArray[np.float64]:
+def corners_in_pixels(corners: NDArray[np.floating[Any]], region: Region | Sequence[Region]) -> NDArray[np.float64]:
     """Take points from the normalised coordinates of a view to the pixels of the image around it.
 
     `corners` is [..., 2] in (x, y) order, normalised over `region`: (-1, -1) is the region's top-left
-    corner. Points outside [-1, 1] lie outside the region and may lie outside the image. The answer
-    has the same shape, in float64.
+    corner; or [N, ..., 2], for N regions. Points outside [-1, 1] lie outside the region and may lie
+    outside the image. The answer has the same shape, in float64.
     """
-    origin: NDArray[np.float64] = np.array([region.x, region.y])
-    span: NDArray[np.float64] = np.array([region.width, region.height])
-    return origin + (np.asarray(corners, dtype=np.float64) + 1.0) / 2.0 * span
+    corners = np.asarray(corners, dtype=np.float64)
+    regions = [region] if isinstance(region, Region) else region
+    rectangles: NDArray[np.float64] = np.array([(each.x, each.y, each.width, each.height) for each in regions])
+    if isinstance(region, Region):
+        rectangles = rectangles[0]
+    else:
+        rectangles = rectangles.reshape(len(regions), *[1] * (corners.ndim - 2), 4)
+    return rectangles[..., :2] + (corners + 1.0) / 2.0 * rectangles[..., 2:]

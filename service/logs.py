@@ -25,6 +25,8 @@ def configure(level: str, log_format: LogFormat, stream: TextIO | None = None) -
     logging.captureWarnings(True)
     # What is wrong with a caller's image is the caller's answer, and no error of the service.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    # A line for each request that this program sends would hide all others.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 class JsonFormatter(logging.Formatter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from service.errors import BadImage, BadRequest, Internal, ServiceError, UnsupportedMediaType
@@ -48,6 +49,17 @@ class Item:
 
     def prediction(self, answer: Reading | ServiceError, *, boxes: bool) -> Prediction:
         return Prediction.of(answer, id=self.id, image=self.image, region=self.region, boxes=boxes)
+
+
+def views_of(items: Iterable[Item]) -> list[View]:
+    """What is to be read for these items, in order."""
+    return [item.view for item in items if isinstance(item.view, View)]
+
+
+def answers_of(items: Sequence[Item], readings: Iterable[Reading | ServiceError]) -> list[Reading | ServiceError]:
+    """One per item: the next of the `readings` of `views_of(items)`, or why there is no view."""
+    in_order = iter(readings)
+    return [next(in_order) if isinstance(item.view, View) else item.view for item in items]
 
 
 def parse_region(text: str) -> Rectangle:

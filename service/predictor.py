@@ -21,7 +21,7 @@ from service.errors import Internal, ServiceError
 from service.geometry import Region
 from service.imaging import View
 from service.metrics import Metrics
-from service.pictures import Item, Picture, prepare
+from service.pictures import Item, Picture, answers_of, prepare, views_of
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
 from service.settings import Settings
@@ -144,12 +144,11 @@ class Predictor:
         if len(pictures) == 1:
             _refuse([item.view for item in items])
 
-        views = [item.view for item in items if isinstance(item.view, View)]
+        views = views_of(items)
         futures = self._batcher.submit([view.pixels for view in views], deadline)
         results = await asyncio.gather(*futures, return_exceptions=True)
         answered_at = perf_counter()
-        readings = iter(self._readings(views, results, min_confidence, boxes))
-        answers = [next(readings) if isinstance(item.view, View) else item.view for item in items]
+        answers = answers_of(items, self._readings(views, results, min_confidence, boxes))
 
         if len(pictures) == 1:
             _refuse(answers)

@@ -99,26 +99,26 @@ class Reader:
         """The readings that N outputs are for the N regions that were shown, in upright-image pixels."""
         threshold = self.metadata.threshold if min_confidence is None else min_confidence
         decoded = decode(outputs.probabilities, self.metadata.alphabet)
+        of_all = _boxes(outputs, regions) if boxes else [()] * len(regions)
         return [
             Reading(
                 number=answer.number,
                 confidence=answer.confidence,
                 accepted=answer.number != "" and answer.confidence >= threshold,
                 digits=answer.digits,
-                boxes=_boxes(outputs.theta[index], outputs.boxes[index], region) if boxes else (),
+                boxes=of_one,
             )
-            for index, (answer, region) in enumerate(zip(decoded, regions, strict=True))
+            for answer, of_one in zip(decoded, of_all, strict=True)
         ]
 
 
-def _boxes(theta: NDArray[np.float32], corners: NDArray[np.float32], region: Region) -> tuple[Box, ...]:
-    """The boxes of one reading: theta [K, 2, 3] and corners [K, 4, 2] normalised to the region."""
-    pixels = corners_in_pixels(corners, region)
-    return tuple(
-        Box(
-            transformer=index,
-            corners=tuple((float(x), float(y)) for x, y in pixels[index]),
-            theta=tuple((float(a), float(b), float(c)) for a, b, c in theta[index]),
+def _boxes(outputs: Outputs, regions: Sequence[Region]) -> list[tuple[Box, ...]]:
+    """The boxes of each reading."""
+    pixels = corners_in_pixels(outputs.boxes, regions)
+    return [
+        tuple(
+            Box(index, tuple(map(tuple, corners)), tuple(map(tuple, theta)))
+            for index, (corners, theta) in enumerate(zip(of_corners, of_theta, strict=True))
         )
-        for index in range(len(theta))
-    )
+        for of_corners, of_theta in zip(pixels.tolist(), outputs.theta.tolist(), strict=True)
+    ]

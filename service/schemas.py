@@ -64,6 +64,11 @@ class ModelInfo(BaseModel):
             provider=engine.provider,
         )
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What it is, wherever it runs."""
+        return self.model_dump(exclude={"provider"})
+
 
 class ImageInfo(BaseModel):
     """Position in the request, and the size of the upright image in pixels where it could be opened."""
@@ -141,8 +146,8 @@ class Prediction(BaseModel):
             number=answer.number,
             confidence=answer.confidence,
             accepted=answer.accepted,
-            digits=[DigitOut.model_validate(digit) for digit in answer.digits],
-            boxes=[BoxOut.model_validate(box) for box in answer.boxes] if boxes else None,
+            digits=answer.digits,  # read by their attributes, and so are the boxes
+            boxes=answer.boxes if boxes else None,
             error=None,
         )
 

@@ -23,12 +23,16 @@ from service.scoring.storage import Place
 
 
 def score(artifact: Path, *arguments: object) -> Result:
-    """`housenumber score` with the tiny reader."""
-    flags = ["--model", str(artifact), "--provider", "cpu"]
+    """`housenumber score` with the tiny reader; unless `--workers` says otherwise, all of it in this process."""
+    return command("--model", artifact, "--provider", "cpu", "--workers", 1, *arguments)
+
+
+def command(*arguments: object) -> Result:
+    """`housenumber score` in this process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     try:
-        return CliRunner().invoke(main, ["score", *flags, *map(str, arguments)])
+        return CliRunner().invoke(main, ["score", *map(str, arguments)])
     finally:
         # The command logs to a stream that is gone now.
         root.handlers[:] = handlers
@@ -81,11 +85,17 @@ def tar_of(path: Path, members: Sequence[tuple[str, bytes]]) -> Path:
 def process(
     artifact: Path, *arguments: object, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[str]]:
-    """The command in a process of its own, with its log in a pipe; it is gone at the end."""
-    flags = ["--model", str(artifact), "--provider", "cpu", *map(str, arguments)]
-    started = subprocess.Popen(
-        [sys.executable, "-m", "housenumber", "score", *flags], stderr=subprocess.PIPE, text=True, env=env
-    )
+    """`housenumber score` with the tiny reader, in a process of its own."""
+    with running("--model", artifact, "--provider", "cpu", *arguments, env=env) as started:
+        yield started
+
+
+@contextmanager
+def running(*arguments: object, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """`housenumber score` in a process of its own, with its log in a pipe; it is gone at the end. It leads a group, as
+    what a terminal starts does."""
+    command = [sys.executable, "-m", "housenumber", "score", *map(str, arguments)]
+    started = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
     try:
         yield started
     finally:

@@ -6,7 +6,9 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
 from threading import Event
 from types import FrameType
 from typing import get_args
@@ -17,24 +19,26 @@ from rich.console import Console
 from service import logs
 from service.commands import read_settings
 from service.cpus import usable_cpus
-from service.engine import OnnxEngine, Provider
+from service.engine import Provider
 from service.exit_codes import EXIT_MODEL
-from service.reader import Reader
 from service.schemas import ModelInfo
-from service.scoring.core import Answers, Scorer
+from service.scoring.core import Answers, Loader, make_scorer
 from service.scoring.dry_run import dry_run
 from service.scoring.inputs import InputError, parse_input
-from service.scoring.job import Ask, JobError, finish_job, open_job
+from service.scoring.job import Ask, Job, JobError, finish_job, open_job
 from service.scoring.local import local_engine
 from service.scoring.lock import locked
 from service.scoring.progress import observer
 from service.scoring.records import Columns
-from service.scoring.run import ErrorRateError, run
+from service.scoring.run import Engine, EngineError, ErrorRateError, Scoring
 from service.scoring.transfers import StorageError
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 EXIT_STOPPED, EXIT_REFUSED = 1, 2
+
+_MOST_REQUESTS = 64
 
 
 @click.command(
@@ -47,7 +51,18 @@ EXIT_STOPPED, EXIT_REFUSED = 1, 2
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option("--output", "out", required=True, metavar="OUT", help="Folder or URL of the dataset: new, or begun.")
 @click.option(
-    "--engine", type=click.Choice(["local"]), default="local", show_default=True, help="Who reads: this machine."
+    "--engine",
+    type=click.Choice(["local", "ray", "http"]),
+    default="local",
+    show_default=True,
+    help="Who reads: this machine, a Ray cluster, or the service at --url.",
+)
+@click.option("--address", envvar="RAY_ADDRESS", help="Of a Ray cluster. [default: one of this machine, for this job]")
+@click.option("--url", envvar="HOUSENUMBER_URL", help="Of a service, or of the load balancer before it.")
+@click.option(
+    "--api-key",
+    envvar="HOUSENUMBER_API_KEY",
+    help="For the service. Better in the variable HOUSENUMBER_API_KEY: what stands on a command line, all can read.",
 )
 @click.option("--model", help="Artifact to read with, an .onnx file. [default: the one that comes along]")
 @click.option("--provider", type=click.Choice(get_args(Provider)), help="What runs the model. [default: auto]")
@@ -74,7 +89,17 @@ EXIT_STOPPED, EXIT_REFUSED = 1, 2
 @click.option(
     "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Images the model is given at once."
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Batches computed at once. [default: the usable CPUs]")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Batches computed at once, at most. [default: local: the usable CPUs; ray: what the cluster has; http:"
+    " 64, as many as the service bears]",
+)
+@click.option(
+    "--cpus-per-worker",
+    type=click.IntRange(min=1),
+    help="Of a Ray cluster, for decoding: a worker is an actor with a session. [default: 1; with cuda: 4, and a GPU]",
+)
 @click.option("--path-column", default="path", show_default=True, help="A manifest's column of paths or URLs.")
 @click.option("--bytes-column", default="bytes", show_default=True, help="A manifest's column of encoded images.")
 @click.option("--id-column", default="id", show_default=True, help="A manifest's column of ids.")
@@ -86,6 +111,9 @@ def score(
     inputs: tuple[str, ...],
     out: str,
     engine: str,
+    address: str | None,
+    url: str | None,
+    api_key: str | None,
     model: str | None,
     provider: str | None,
     min_confidence: float | None,
@@ -96,6 +124,7 @@ def score(
     part_size: int,
     batch_size: int,
     workers: int | None,
+    cpus_per_worker: int | None,
     path_column: str,
     bytes_column: str,
     id_column: str,
@@ -110,7 +139,6 @@ def score(
     console = Console(stderr=True)
     logs.configure("warning" if console.is_terminal else "info", "auto")
     settings = read_settings(model=model, provider=provider)
-    workers = workers or usable_cpus()
     ask = Ask(
         inputs=inputs,
         columns=Columns(path_column, bytes_column, id_column, regions_column),
@@ -119,33 +147,25 @@ def score(
         limit=limit,
         part_size=part_size,
     )
-    reader = Reader(
-        OnnxEngine(
-            settings.model,
-            settings.provider,
-            # Each worker has a CPU to itself.
-            intra_op_threads=settings.intra_op_threads or 1,
-            spinning=settings.spinning,
-            gpu_memory_mib=settings.gpu_memory_mib,
-        ),
-        batch_size,
-    )
+    if engine == "http" and (model or provider):
+        raise click.UsageError("--model and --provider: with --engine http, both are the service's")
     try:
+        match engine:
+            case "http":
+                scoring = _by_service(url, api_key, settings, ask.answers, workers)
+            case "ray":
+                scoring = _by_cluster(address, settings, ask.answers, batch_size, workers, cpus_per_worker)
+            case _:
+                scoring = _by_this_machine(settings, ask.answers, batch_size, workers)
         if dry:
-            click.echo(dry_run(ask, reader, workers))
+            click.echo(dry_run(ask, scoring, batch_size))
             return
         target = parse_input(out)
         with locked(target), _stoppable() as stop:
-            job = open_job(target, ask, ModelInfo.of(reader))
-            scorer = Scorer(reader, ask.answers, job.passed)
-            with local_engine(scorer.score, workers) as local, observer(console) as observe:
-                parts = run(
-                    job,
-                    local,
-                    batch_size=batch_size,
-                    max_error_rate=max_error_rate,
-                    stop=stop.event,
-                    observe=observe,
+            job = open_job(target, ask, scoring.model)
+            with observer(console) as observe:
+                parts = scoring.score(
+                    job, batch_size=batch_size, max_error_rate=max_error_rate, stop=stop.event, observe=observe
                 )
             if parts is None:
                 click.echo("Stopped after a whole part; the same command goes on from there.", err=True)
@@ -154,9 +174,68 @@ def score(
             logger.info("done", extra={"fields": summary})
     except (InputError, JobError) as error:
         raise click.UsageError(str(error)) from error
-    except (ErrorRateError, StorageError, OSError) as error:
+    except (EngineError, ErrorRateError, StorageError, OSError) as error:
         click.echo(f"Error: {error}\nWhat is written stays, and the same command goes on from there.", err=True)
         ctx.exit(EXIT_STOPPED)
+
+
+def _by_this_machine(settings: Settings, answers: Answers, batch_size: int, workers: int | None) -> Scoring:
+    loader = _loader(settings, batch_size)
+    # Here only to see that it works, and what it is.
+    reader = loader.load()
+    loader = loader.pinned(reader)
+
+    def engine(job: Job) -> AbstractContextManager[Engine]:
+        return local_engine(partial(make_scorer, loader, answers, job.passed), workers or usable_cpus())
+
+    return Scoring(ModelInfo.of(reader), engine)
+
+
+def _by_cluster(
+    address: str | None,
+    settings: Settings,
+    answers: Answers,
+    batch_size: int,
+    workers: int | None,
+    cpus_per_worker: int | None,
+) -> Scoring:
+    # Imported here: an extra.
+    from service.scoring.ray_engine import Pool, RayScoring
+
+    on_gpus = settings.provider == "cuda"
+    # The driver's machine may have no GPU, and need have none; a dry run is on it.
+    here = _by_this_machine(settings.model_copy(update={"provider": "cpu"}), answers, batch_size, None)
+    loader = replace(_loader(settings, batch_size), provider="cuda" if on_gpus else "cpu", sha256=here.model.sha256)
+    pool = Pool(workers, cpus_per_worker or (4 if on_gpus else 1), int(on_gpus))
+    return RayScoring(here.model, here.engine, loader, pool, address)
+
+
+def _loader(settings: Settings, batch_size: int) -> Loader:
+    return Loader(
+        settings.model,
+        settings.provider,
+        # Each worker has a CPU to itself.
+        settings.intra_op_threads or 1,
+        settings.spinning,
+        settings.gpu_memory_mib,
+        batch_size,
+    )
+
+
+def _by_service(
+    url: str | None, api_key: str | None, settings: Settings, answers: Answers, workers: int | None
+) -> Scoring:
+    # Imported here: only this engine needs an HTTP client.
+    from service.scoring.http_engine import Limits, Service, http_engine
+
+    if not url:
+        raise click.UsageError("--engine http needs --url or HOUSENUMBER_URL: where the service is")
+    # The variables of the service itself, for where its limits are not the defaults.
+    limits = Limits(settings.max_body_bytes, settings.max_images)
+    service = Service(url, api_key, answers, limits, workers or _MOST_REQUESTS)
+    click.get_current_context().call_on_close(service.client.close)
+    model = service.model()
+    return Scoring(model, lambda job: http_engine(service, model, job))
 
 
 class _Stop:

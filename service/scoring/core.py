@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 
+from service.artifact import ArtifactError
 from service.batcher import attempt
-from service.engine import Outputs
+from service.engine import CUDA, OnnxEngine, Provider, Spinning
 from service.errors import BadRequest, Internal, ServiceError
 from service.imaging import View
-from service.pictures import Picture, prepare
+from service.pictures import Picture, answers_of, prepare, views_of
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo
 from service.scoring.records import Record
@@ -25,12 +27,54 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Loader:
+    """Loads the reader, in whichever process is to score: unlike a session it can be sent there.
+
+    `sha256`, where it is given, is that of the only artifact that will do.
+    """
+
+    model: Path
+    provider: Provider
+    intra_op_threads: int
+    spinning: Spinning
+    gpu_memory_mib: int
+    batch_size: int
+    sha256: str | None = None
+
+    def load(self) -> Reader:
+        """Raises ArtifactError, ProviderError."""
+        engine = OnnxEngine(
+            self.model,
+            self.provider,
+            intra_op_threads=self.intra_op_threads,
+            spinning=self.spinning,
+            gpu_memory_mib=self.gpu_memory_mib,
+        )
+        if self.sha256 not in (None, engine.sha256):
+            raise ArtifactError(f"{self.model}: it is not the file any more that this job began with")
+        return Reader(engine, self.batch_size)
+
+    def pinned(self, reader: Reader) -> Loader:
+        """One that loads what `reader` reads with, or nothing: the same artifact, on the same kind of device."""
+        provider: Provider = "cuda" if reader.engine.provider == CUDA else "cpu"
+        return replace(self, provider=provider, sha256=reader.engine.sha256)
+
+
+@dataclass(frozen=True, slots=True)
 class Answers:
     """What is asked of the reader, as in a request: `min_confidence` replaces the artifact's own threshold."""
 
     min_confidence: float | None
     boxes: bool
     max_pixels: int
+
+
+def content_of(record: Record, passed: Mapping[str, pa.DataType]) -> bytes | ServiceError:
+    """The encoded image, or why there is none; a column that is not among those `passed` through has no place in the
+    rows. Raises StorageError."""
+    if unknown := (record.passed or {}).keys() - passed.keys():
+        return BadRequest(f"the column {min(unknown)!r} does not occur in the first records of the input")
+    return record.read()
 
 
 class Scorer:
@@ -47,43 +91,41 @@ class Scorer:
         """The rows of the records, in order. What is wrong with a record is in its row; raises StorageError alone."""
         owners, items = [], []
         for record in records:
-            picture = Picture(self._content(record), 0, record.id, record.regions)
+            picture = Picture(content_of(record, self._passed), 0, record.id, record.regions)
             for item in prepare(picture, self._reader.metadata.input_size, self._answers.max_pixels):
                 owners.append(record)
                 items.append(item)
-        readings = iter(self._read([item.view for item in items if isinstance(item.view, View)]))
-        answers = [next(readings) if isinstance(item.view, View) else item.view for item in items]
+        answers = answers_of(items, self._read(views_of(items)))
         predictions = [
             item.prediction(answer, boxes=self._answers.boxes) for item, answer in zip(items, answers, strict=True)
         ]
         return rows(list(zip(owners, predictions, strict=True)), self.model, self._passed, self._schema)
-
-    def _content(self, record: Record) -> bytes | ServiceError:
-        if unknown := (record.passed or {}).keys() - self._passed.keys():
-            return BadRequest(f"the column {min(unknown)!r} does not occur in the first records of the input")
-        return record.read()
 
     def _read(self, views: Sequence[View]) -> Iterator[Reading | ServiceError]:
         for start in range(0, len(views), self._reader.max_batch_size):
             yield from self._answer(views[start : start + self._reader.max_batch_size])
 
     def _answer(self, views: Sequence[View]) -> list[Reading | ServiceError]:
+        failed = Internal("the reader failed on this image")
         result = attempt(self._reader.infer, [view.pixels for view in views])
         if isinstance(result, BaseException):
             if len(views) > 1:
                 logger.warning("a batch of %d images failed (%r); reading them one by one", len(views), result)
                 return [answer for view in views for answer in self._answer([view])]
             logger.error("the engine failed on an image", exc_info=result)
-            result = [None]
-        known = [(view, outputs) for view, outputs in zip(views, result, strict=True) if outputs is not None]
-        readings: list[Reading] = []
-        if known:
-            readings = self._reader.compose(
-                Outputs.joined([outputs for _, outputs in known]),
-                [view.region for view, _ in known],
+            return [failed]
+        outputs, finite = result
+        readings = iter(
+            self._reader.compose(
+                outputs.where(finite),
+                [view.region for view, is_finite in zip(views, finite, strict=True) if is_finite],
                 min_confidence=self._answers.min_confidence,
                 boxes=self._answers.boxes,
             )
-        in_order = iter(readings)
-        failed = Internal("the reader failed on this image")
-        return [failed if outputs is None else next(in_order) for outputs in result]
+        )
+        return [next(readings) if is_finite else failed for is_finite in finite]
+
+
+def make_scorer(loader: Loader, answers: Answers, passed: Mapping[str, pa.DataType]) -> Scorer:
+    """A scorer with a reader that is loaded here and now. Raises ArtifactError, ProviderError."""
+    return Scorer(loader.load(), answers, passed)

@@ -6,35 +6,26 @@ import tempfile
 from itertools import islice
 from time import perf_counter
 
-from service.reader import Reader
-from service.schemas import ModelInfo
-from service.scoring.core import Scorer
 from service.scoring.inputs import Survey
 from service.scoring.job import Ask, Job, open_job
-from service.scoring.local import local_engine
 from service.scoring.parts import Counts
 from service.scoring.progress import duration
 from service.scoring.records import Position, Record
-from service.scoring.run import sampled
+from service.scoring.run import Scoring, sampled
 from service.scoring.storage import Place
 
 # Enough to time, few enough to wait for.
-_BATCHES_PER_WORKER = 8
+_ROUNDS = 8
 _NAMES = {"image": "image", "tar": "tar shard", "csv": "CSV manifest", "jsonl": "JSON lines manifest"}
 _NAMES["parquet"] = "Parquet manifest"
 
 
-def dry_run(ask: Ask, reader: Reader, workers: int) -> str:
-    """Lines for a person; raises as `open_job` does."""
+def dry_run(ask: Ask, scoring: Scoring, batch_size: int) -> str:
+    """Lines for a person; raises as `open_job` and the engine do."""
     with tempfile.TemporaryDirectory() as folder:
-        job = open_job(Place.parse(folder), ask, ModelInfo.of(reader))
+        job = open_job(Place.parse(folder), ask, scoring.model)
         lines = [_what(job.survey)]
-        wanted = _BATCHES_PER_WORKER * workers * reader.max_batch_size
-        first = min(wanted, ask.limit or wanted)
-        reader.warm()
-        started = perf_counter()
-        counts, last = _score(job, reader, workers, first)
-        seconds = perf_counter() - started
+        seconds, counts, last = _score(job, scoring, batch_size)
     if last is None:
         return "\n".join([*lines, "there is no image to read"])
     total = _images(job, counts.images, last)
@@ -47,18 +38,19 @@ def dry_run(ask: Ask, reader: Reader, workers: int) -> str:
     return "\n".join(lines)
 
 
-def _score(job: Job, reader: Reader, workers: int, first: int) -> tuple[Counts, Record | None]:
-    """Scores the first images: what came of it, and the last of them."""
-    counts, last = Counts(), None
-    stream = islice(sampled(job, Position(0)), first)
-    with local_engine(Scorer(reader, job.ask.answers, job.passed).score, workers) as engine:
-        in_flight = []
-        while batch := list(islice(stream, reader.max_batch_size)):
-            last = batch[-1]
-            in_flight.append((len(batch), engine.submit(batch)))
-        for images, rows in in_flight:
-            counts.add(Counts.of(images, rows.result()))
-    return counts, last
+def _score(job: Job, scoring: Scoring, batch_size: int) -> tuple[float, Counts, Record | None]:
+    """Scores the first images: the seconds it took, what came of it, and the last of them."""
+    counts = Counts()
+    with scoring.engine(job) as engine:
+        wanted = _ROUNDS * engine.in_flight * batch_size
+        stream = islice(sampled(job, Position(0)), min(wanted, job.ask.limit or wanted))
+        batches = list(iter(lambda: list(islice(stream, batch_size)), []))
+        if batches:
+            engine.submit(batches[0]).result()  # what takes its time only once is not to be timed
+        started = perf_counter()
+        for batch, rows in [(batch, engine.submit(batch)) for batch in batches]:
+            counts.add(Counts.of(len(batch), rows.result()))
+        return perf_counter() - started, counts, batches[-1][-1] if batches else None
 
 
 def _images(job: Job, scored: int, last: Record) -> int:

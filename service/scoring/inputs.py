@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from service.scoring.storage import Entry, Place
@@ -28,7 +27,15 @@ _IMAGES = frozenset(
 _MAGIC = re.compile(r"[*?[]")
 _TOKEN = re.compile(r"\*\*/|\*\*|\*|\?|\[!?[^]]+]|.", re.DOTALL)
 
-_LISTING = pa.schema([("input", pa.int32()), ("key", pa.binary()), ("size", pa.int64()), ("modified", pa.int64())])
+_LISTING = pa.schema(
+    [
+        ("input", pa.int32()),
+        ("key", pa.binary()),
+        ("size", pa.int64()),
+        ("modified", pa.int64()),
+        ("begins", pa.int64()),
+    ]
+)
 _ROWS_AT_ONCE = 16_384
 
 
@@ -114,7 +121,8 @@ def write_listing(place: Place, inputs: Sequence[str]) -> Survey:
         for number, file in found(inputs, survey):
             # As bytes: the name of a local file may be no text.
             key = os.fsencode(file.place.key)
-            rows.append({"input": number, "key": key, "size": file.size, "modified": file.modified})
+            begins = survey.size - file.size
+            rows.append({"input": number, "key": key, "size": file.size, "modified": file.modified, "begins": begins})
             if len(rows) == _ROWS_AT_ONCE:
                 writer.write_table(pa.Table.from_pylist(rows, _LISTING))
                 rows = []
@@ -126,19 +134,17 @@ def read_listing(place: Place, inputs: Sequence[str], first: int = 0) -> Iterato
     """The files of the list from the one with the index `first` on."""
     bases = [Place.parse(text).base for text in inputs]
     with place.open() as source, pq.ParquetFile(source) as listing:
-        index, begins = 0, 0
+        index = 0
         for group in range(listing.num_row_groups):
             rows = listing.metadata.row_group(group).num_rows
             if index + rows <= first:
-                begins += pc.sum(listing.read_row_group(group, ["size"])["size"]).as_py() or 0
                 index += rows
                 continue
             for row in listing.read_row_group(group).to_pylist():
                 if index >= first:
                     place = Place(bases[row["input"]], os.fsdecode(row["key"]))
-                    yield File(index, place, row["size"], row["modified"], begins)
+                    yield File(index, place, row["size"], row["modified"], row["begins"])
                 index += 1
-                begins += row["size"]
 
 
 def _of_folder(folder: Place, survey: Survey) -> Iterator[Entry]:

@@ -79,9 +79,7 @@ def open_job(out: Place, ask: Ask, model: ModelInfo) -> Job:
     """
     identity = _identity(ask, model)
     names = {entry.place.name: entry.place for entry in out.entries()}
-    for name, place in names.items():
-        if name.startswith(TEMPORARY_PREFIX):  # what a job that was killed left behind
-            place.delete()
+    remove_leftovers(out)
     if JOB in names:
         stored = json.loads((out / JOB).read())
         _check_same(out, stored["identity"], identity)
@@ -93,6 +91,13 @@ def open_job(out: Place, ask: Ask, model: ModelInfo) -> Job:
     passed = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(stored["passed_schema"])))
     types = dict(zip(passed.names, passed.types, strict=True))
     return Job(out, ask, stored["id"], identity["model"], Survey(**stored["survey"]), types, output_schema(types))
+
+
+def remove_leftovers(out: Place) -> None:
+    """Deletes the files that were being written by processes which have been killed."""
+    for entry in out.entries():
+        if entry.place.name.startswith(TEMPORARY_PREFIX):
+            entry.place.delete()
 
 
 def finish_job(job: Job, parts: Sequence[Part]) -> dict[str, Any]:
@@ -147,7 +152,7 @@ def _identity(ask: Ask, model: ModelInfo) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         **asdict(ask),
         "inputs": inputs,
-        "model": model.model_dump(include={"name", "version", "sha256"}),
+        "model": model.identity,
     }
     return dict(json.loads(json.dumps(identity)))
 

@@ -138,7 +138,8 @@ def _text(source: BinaryIO) -> Iterator[io.TextIOWrapper]:
     try:
         yield text
     finally:
-        text.detach()  # the file is closed by whoever opened it
+        if not source.closed:  # as it is where somebody stopped reading in the middle
+            text.detach()  # the file is closed by whoever opened it
 
 
 def _parquet(file: File, source: BinaryIO) -> pq.ParquetFile:

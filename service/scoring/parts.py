@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from service.scoring.records import Position
+from service.scoring.records import Position, Record
 from service.scoring.schema import METADATA_KEY, SCHEMA_VERSION
 from service.scoring.storage import Place
 
@@ -67,6 +68,13 @@ class Part:
     def name(self) -> str:
         return f"part-{self.index:05d}.parquet"
 
+    def cover(self, records: Sequence[Record], rows: pa.RecordBatch) -> Counts:
+        """Takes in the rows of the next records, at least one; gives their counts."""
+        counts = Counts.of(len(records), rows)
+        self.counts.add(counts)
+        self.next, self.consumed = records[-1].next, records[-1].consumed
+        return counts
+
     def to_json(self) -> str:
         return json.dumps({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
@@ -91,10 +99,11 @@ def finished_parts(out: Place) -> dict[int, Part]:
     Raises OSError, StorageError."""
     names = [entry.place for entry in out.entries() if entry.place.name.startswith("part-")]
     with ThreadPoolExecutor(_READERS) as pool:
-        return {part.index: part for part in pool.map(_read_manifest, names) if part is not None}
+        return {part.index: part for part in pool.map(read_manifest, names) if part is not None}
 
 
-def _read_manifest(place: Place) -> Part | None:
+def read_manifest(place: Place) -> Part | None:
+    """That of the part that is there; None for what is no part. Raises OSError, StorageError."""
     with place.open() as file:
         try:
             return Part.from_json(pq.read_metadata(file).metadata[METADATA_KEY])

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from service.errors import BadRequest, ServiceError
 from service.pictures import parse_region
 from service.schemas import Rectangle
 from service.scoring.storage import Place
 
-_RECTANGLES = TypeAdapter(tuple[Rectangle, ...])
+# Finite, since JSON has no other numbers: what cannot be asked over HTTP is refused everywhere.
+_RECTANGLES = TypeAdapter(tuple[Rectangle, ...], config=ConfigDict(allow_inf_nan=False))
 
 
 class Position(NamedTuple):
@@ -114,9 +115,8 @@ def regions_of(value: Any) -> tuple[Rectangle, ...]:
         return ()
     try:
         if isinstance(value, str):
-            if not value.lstrip().startswith("["):
-                return tuple(map(parse_region, value.split(";")))
-            value = json.loads(value)
+            is_json = value.lstrip().startswith("[")
+            value = json.loads(value) if is_json else tuple(map(parse_region, value.split(";")))
         return _RECTANGLES.validate_python(value)
     except (json.JSONDecodeError, ValidationError):
         raise BadRequest(f"regions: {str(value)[:80]!r} is not a list of [x, y, width, height]") from None

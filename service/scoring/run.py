@@ -9,6 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from threading import Event
@@ -17,6 +18,7 @@ from typing import Protocol
 
 import pyarrow as pa
 
+from service.schemas import ModelInfo
 from service.scoring.job import Job
 from service.scoring.parts import Counts, Part, write_part
 from service.scoring.records import Position, Record
@@ -39,12 +41,16 @@ class Engine(Protocol):
     def submit(self, records: Sequence[Record]) -> Future[pa.RecordBatch]: ...
 
 
+class EngineError(Exception):
+    """An engine that cannot go on; one line that says why."""
+
+
 class ErrorRateError(Exception):
     """More rows have an error than is allowed; one line with the counts."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """A batch of records of the part `index`, which begins at `first`; no records: the part ends here."""
 
     index: int
@@ -58,13 +64,14 @@ def run(
     """Does what is not done yet; gives all parts in order, or None where `stop` was set first: then the part in hand is
     written, and no other has begun.
 
-    Raises ErrorRateError, InputError, OSError, StorageError. Whatever it raises, the parts that are written stay.
+    Raises EngineError, ErrorRateError, InputError, OSError, StorageError. The parts that are written stay, whatever it
+    raises.
     """
     runner = _Runner(job, max_error_rate, observe)
     # One part is written while the next is scored; the end of the block waits for the last.
     with ThreadPoolExecutor(1, "write") as writer:
-        in_flight: deque[tuple[_Step, Future[pa.RecordBatch] | None]] = deque()
-        for step in _steps(job, dict(runner.parts), batch_size, stop):
+        in_flight: deque[tuple[Step, Future[pa.RecordBatch] | None]] = deque()
+        for step in steps(job, dict(runner.parts), batch_size, stop):
             in_flight.append((step, engine.submit(step.records) if step.records else None))
             while len(in_flight) >= engine.in_flight:
                 runner.take(*in_flight.popleft(), writer)
@@ -73,8 +80,22 @@ def run(
         runner.wait_for_writing()
     if stop.is_set():
         return None
-    runner.judge(enough=0)
-    return [runner.parts[index] for index in sorted(runner.parts)]
+    return runner.end()
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a job is scored with: the `model` that reads, and an `engine` for a job, as long as it is needed."""
+
+    model: ModelInfo
+    engine: Callable[[Job], AbstractContextManager[Engine]]
+
+    def score(
+        self, job: Job, *, batch_size: int, max_error_rate: float, stop: Event, observe: Observer
+    ) -> list[Part] | None:
+        """As `run` does."""
+        with self.engine(job) as engine:
+            return run(job, engine, batch_size=batch_size, max_error_rate=max_error_rate, stop=stop, observe=observe)
 
 
 def sampled(job: Job, start: Position) -> Iterator[Record]:
@@ -83,7 +104,7 @@ def sampled(job: Job, start: Position) -> Iterator[Record]:
     return (record for record in stream if job.ask.sample >= 1 or record.drawn(job.ask.sample))
 
 
-def _steps(job: Job, done: Mapping[int, Part], batch_size: int, stop: Event) -> Iterator[_Step]:
+def steps(job: Job, done: Mapping[int, Part], batch_size: int, stop: Event) -> Iterator[Step]:
     """The batches of all parts that are not done, until the records end or, after a whole part, `stop` is set."""
     index, images, position = 0, 0, Position(0)
     stream: Iterator[Record] | None = None
@@ -95,15 +116,26 @@ def _steps(job: Job, done: Mapping[int, Part], batch_size: int, stop: Event) -> 
         room = job.ask.part_size if job.ask.limit is None else min(job.ask.part_size, job.ask.limit - images)
         taken = 0
         while batch := list(islice(stream, min(batch_size, room - taken))):
-            yield _Step(index, position, batch)
+            yield Step(index, position, batch)
             taken += len(batch)
             position = batch[-1].next
         # Without any image there is still one part, so that the dataset has its columns.
         if taken or index == 0:
-            yield _Step(index, position)
+            yield Step(index, position)
         if taken < room or room == 0:
             return
         index, images = index + 1, images + taken
+
+
+def judge(counts: Counts, max_error_rate: float, *, at_the_end: bool = False) -> None:
+    """Raises ErrorRateError when too many rows have an error; before the end, of enough rows to judge by."""
+    rows, failed = counts.rows, counts.failed
+    if (at_the_end or rows >= _ROWS_TO_JUDGE) and failed > max_error_rate * rows:
+        reasons = ", ".join(f"{code} {count:,}" for code, count in counts.errors.items())
+        raise ErrorRateError(
+            f"{failed:,} of {rows:,} rows have an error ({failed / rows:.1%}; {reasons}), more than"
+            f" --max-error-rate {max_error_rate:g}"
+        )
 
 
 class _Runner:
@@ -122,7 +154,7 @@ class _Runner:
         self._writing: Future[None] | None = None
         self._since = monotonic()
 
-    def take(self, step: _Step, rows: Future[pa.RecordBatch] | None, writer: Executor) -> None:
+    def take(self, step: Step, rows: Future[pa.RecordBatch] | None, writer: Executor) -> None:
         """The next rows, or the end of a part."""
         if self._in_hand is None:
             self._in_hand = Part(self._job.id, step.index, step.first, step.first, 0)
@@ -131,23 +163,15 @@ class _Runner:
             self._finish(part, writer)
             return
         batch = rows.result()
-        counts = Counts.of(len(step.records), batch)
-        part.counts.add(counts)
-        part.next, part.consumed = step.records[-1].next, step.records[-1].consumed
+        self._all.add(part.cover(step.records, batch))
         self._batches.append(batch)
-        self._all.add(counts)
-        self.judge(_ROWS_TO_JUDGE)
+        judge(self._all, self._max_error_rate)
         self._observe(self._all, self._share(part.consumed))
 
-    def judge(self, enough: int) -> None:
-        """Raises ErrorRateError when of `enough` rows or more too many have an error."""
-        rows, failed = self._all.rows, self._all.failed
-        if rows >= max(enough, 1) and failed > self._max_error_rate * rows:
-            reasons = ", ".join(f"{code} {count:,}" for code, count in self._all.errors.items())
-            raise ErrorRateError(
-                f"{failed:,} of {rows:,} rows have an error ({failed / rows:.1%}; {reasons}), more than"
-                f" --max-error-rate {self._max_error_rate:g}"
-            )
+    def end(self) -> list[Part]:
+        """All parts, in order."""
+        judge(self._all, self._max_error_rate, at_the_end=True)
+        return [self.parts[index] for index in sorted(self.parts)]
 
     def wait_for_writing(self) -> None:
         """Until the last part that was finished is there; raises what its writing did."""

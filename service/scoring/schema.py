@@ -82,9 +82,9 @@ def rows(
         "number": [prediction.number for prediction in predictions],
         "confidence": [prediction.confidence for prediction in predictions],
         "accepted": [prediction.accepted for prediction in predictions],
-        "digits": [[dict(digit) for digit in prediction.digits] for prediction in predictions],
+        "digits": [[vars(digit) for digit in prediction.digits] for prediction in predictions],
         "boxes": [
-            None if prediction.boxes is None else [dict(box) for box in prediction.boxes] for prediction in predictions
+            None if prediction.boxes is None else [vars(box) for box in prediction.boxes] for prediction in predictions
         ],
         "error_code": [prediction.error and prediction.error.code for prediction in predictions],
         "error_detail": [prediction.error and prediction.error.detail for prediction in predictions],

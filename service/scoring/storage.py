@@ -137,7 +137,8 @@ class Place(NamedTuple):
     def read(self) -> bytes:
         """All of a file. Raises OSError, StorageError."""
         if self.is_local:
-            return Path(self.key).read_bytes()
+            with open(self.key, "rb", buffering=0) as file:  # noqa: PTH123 - half the time of a Path, of small files
+                return file.read()
         filesystem, path = self._where()
         return retried(lambda: read_whole(filesystem, path), self)
 
