@@ -26,6 +26,7 @@ _COMMANDS = {
     "export": ("export.commands:export_command", "Turn a checkpoint into a verified artifact."),
     "verify": ("export.commands:verify_command", "Check an artifact as the export does."),
     "data": ("models.data.commands:data", "Prepare, generate and look at data."),
+    "experiment": ("models.experiments.commands:experiment", "Run one of the lecture's experiments."),
 }
 
 # Modules that the extras `train`, `score` and `ray` install.

@@ -7,15 +7,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import httpx
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from serving import Held, plain, serving
+from tiny_reader import metadata as tiny_metadata
 
 from bench import hostile as hostile_bench
 from bench.hostile import Attack
 from bench.hostile_requests import hostile
 from bench.load import offer, post, saturate, send
+from bench.readers import smallest_specs
 from bench.report import Figures, Row
-from service.engine import OnnxEngine
+from models.evaluation.timing import RUNS_IN_A_ROW, milliseconds_per_image
+from models.readers import READERS
+from service.artifact import ArtifactMetadata
+from service.engine import OnnxEngine, Outputs
 
 GOOD, BAD = post("/predict", plain("42"), "image/png"), post("/predict", b"junk", "image/png")
 
@@ -132,6 +139,45 @@ def test_a_server_that_hangs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> No
         finally:
             over.set()
     assert attack.failures == {0: "good: neither answered nor closed within 0.1 s"}
+
+
+# -- readers ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_reader_is_timed_at_its_smallest_size() -> None:
+    sizes = {spec.reader: spec.input_height for spec in smallest_specs()}
+    assert sizes.keys() == READERS.keys()
+    assert (sizes["cnn"], sizes["compact"], sizes["compact_cnn"]) == (64, 96, 128)
+
+
+class Noted:
+    """An engine that answers nothing, and notes who was asked, for how many images."""
+
+    sha256 = provider = ""
+
+    def __init__(self, name: str, asked: list[tuple[str, int]]) -> None:
+        self.name, self.asked = name, asked
+
+    @property
+    def metadata(self) -> ArtifactMetadata:
+        return tiny_metadata()
+
+    def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        assert images.shape[1:] == (8, 8, 3)
+        self.asked.append((self.name, len(images)))
+        nothing = np.zeros((len(images), 0), np.float32)
+        return Outputs(nothing, nothing, nothing)
+
+
+def test_readers_are_timed_by_turns() -> None:
+    asked: list[tuple[str, int]] = []
+    rounds: list[int] = []
+    engines = {name: Noted(name, asked) for name in ("first", "second")}
+    times = milliseconds_per_image(engines, 3, 2, lambda: rounds.append(len(asked)))
+    turn = [("first", 3)] * RUNS_IN_A_ROW + [("second", 3)] * RUNS_IN_A_ROW
+    assert asked == [("first", 3), ("second", 3), *turn, *turn]
+    assert rounds == [2 + len(turn), 2 + 2 * len(turn)]
+    assert times.keys() == engines.keys()
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------

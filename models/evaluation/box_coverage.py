@@ -4,50 +4,72 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.geometry import Region
 
 WHOLE_NUMBER = 0.95
-"""A box with at least this share of the number's true box in it counts as one that holds the number."""
+"""What was looked at counts as holding the number with at least this share of the number's true box in it."""
 
-Point = tuple[float, float]
+Outline = Sequence[tuple[float, float]]
+Array = NDArray[np.float64]
 
 
-def covered_share(region: Region, corners: Sequence[Point]) -> float:
-    """The share of `region` inside the convex polygon `corners`, both in the same pixels; in [0, 1], 0 without an area.
+def covered_share(region: Region, *outlines: Outline) -> float:
+    """The share of `region` that lies inside at least one of the outlines; in [0, 1], 0 without an area.
 
-    The polygon is clipped to the region edge by edge (Sutherland and Hodgman 1974). OpenCV's
-    `intersectConvexConvex` will not do: for a box that all but equals the region, which is what a transformer near the
-    identity gives, it often answers 0.
+    Exact, for closed outlines of any form: not convex, as a spline's are, or crossing themselves (inside is what an
+    odd number of sides lies before). The region is cut into slabs at every height where a side begins, ends, or meets
+    another side: within one, the length covered is linear in the height, so that of its middle says all.
+
+    OpenCV's `intersectConvexConvex` would not do: for a box that all but equals the region, which is what a transformer
+    near the identity gives, it often answers 0.
+
+    Args:
+        region: in pixels.
+        outlines: their points in order, in the same pixels.
     """
     if not (region.width > 0 and region.height > 0):
         return 0.0
-    clipped = [((x - region.x) / region.width, (y - region.y) / region.height) for x, y in corners]
-    for axis in (0, 1):
-        clipped = _kept(_kept(clipped, axis, 0.0, 1.0), axis, 1.0, -1.0)
-    return min(1.0, _area(clipped))
+    origin, size = np.array([region.x, region.y]), np.array([region.width, region.height])
+    # Sides [M, 2, 2], from one point (x, y) to the next, in coordinates in which the region is the unit square.
+    shapes = [
+        (np.stack([outline, np.roll(outline, -1, axis=0)], axis=1) - origin) / size for outline in outlines if outline
+    ]
+    edges = np.array([[[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
+    sides = np.concatenate([*shapes, edges])
+    heights = np.unique(np.concatenate([sides[:, :, 1].ravel(), _crossings(sides)]).clip(0, 1))
+    slabs: list[tuple[float, float]] = list(pairwise(heights.tolist()))
+    return min(1.0, sum((high - low) * _length(shapes, (low + high) / 2) for low, high in slabs))
 
 
-def _kept(polygon: list[Point], axis: int, edge: float, side: float) -> list[Point]:
-    """The part of a polygon where side * (coordinate - edge) >= 0."""
-    kept = []
-    for index, end in enumerate(polygon):
-        start = polygon[index - 1]
-        from_start, from_end = side * (start[axis] - edge), side * (end[axis] - edge)
-        if (from_start < 0) != (from_end < 0):
-            share = from_start / (from_start - from_end)
-            kept.append((start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1])))
-        if from_end >= 0:
-            kept.append(end)
-    return kept
+def _crossings(sides: Array) -> Array:
+    """The heights at which two of the sides [M, 2, 2] meet, and where one meets the other's line beyond its ends."""
+    start, way = sides[:, 0], sides[:, 1] - sides[:, 0]
+    across = way[:, None, 0] * way[None, :, 1] - way[:, None, 1] * way[None, :, 0]
+    between = start[None, :] - start[:, None]
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        share = (between[:, :, 0] * way[None, :, 1] - between[:, :, 1] * way[None, :, 0]) / across
+    first, second = np.nonzero((share > 0) & (share < 1))
+    return np.asarray(start[first, 1] + share[first, second] * way[first, 1])
 
 
-def _area(polygon: list[Point]) -> float:
-    """Gauss's shoelace formula, without the sign that says which way round the polygon goes."""
-    crosses = (polygon[i - 1][0] * polygon[i][1] - polygon[i][0] * polygon[i - 1][1] for i in range(len(polygon)))
-    return abs(sum(crosses)) / 2
+def _length(shapes: Sequence[Array], height: float) -> float:
+    """How much of [0, 1] x {height} lies inside any of the shapes, each given by its sides [M, 2, 2]."""
+    intervals = []
+    for sides in shapes:
+        (x0, y0), (x1, y1) = sides[:, 0].T, sides[:, 1].T
+        met = (y0 <= height) != (y1 <= height)
+        x = x0[met] + (height - y0[met]) / (y1[met] - y0[met]) * (x1[met] - x0[met])
+        intervals += np.sort(x.clip(0, 1)).reshape(-1, 2).tolist()
+    length, reached = 0.0, 0.0
+    for left, right in sorted(intervals):
+        length += max(0.0, right - max(left, reached))
+        reached = max(reached, right)
+    return length
 
 
 @dataclass(frozen=True)
@@ -72,7 +94,7 @@ class BoxCoverage:
 
     transformers: for each in turn, the share of the view that its box covers.
     numbers: how many of the samples have a known number box; for these,
-    number_share: the mean share of the number box that the last transformer's box contains, and
+    number_share: the mean share of the number box that lies in what the reader reads from (see `Outcome`), and
     whole_numbers: how often that is at least WHOLE_NUMBER; both None where no number box is known.
     """
 

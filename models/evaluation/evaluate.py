@@ -9,6 +9,7 @@ from models.data.sample import MAX_PIXELS, Sample
 from models.data.shards import chunks
 from models.evaluation.box_coverage import covered_share
 from models.evaluation.report import Outcome, Report
+from models.readers import SIDE_BY_SIDE
 from service.errors import ServiceError
 from service.imaging import Photo, View
 from service.reader import Reader, Reading
@@ -30,7 +31,8 @@ def read_samples(reader: Reader, samples: Iterable[Sample]) -> Iterator[tuple[Sa
         for sample, view in zip(batch, views, strict=True):
             unread = _unread(sample)
             if isinstance(view, View):
-                yield sample, _outcome(unread, sample, view, next(readings))
+                side_by_side = reader.metadata.reader in SIDE_BY_SIDE
+                yield sample, _outcome(unread, sample, view, next(readings), side_by_side=side_by_side)
             else:
                 yield sample, replace(unread, error=f"{view.code}: {view.detail}")
 
@@ -41,8 +43,9 @@ def _unread(sample: Sample) -> Outcome:
     return Outcome(sample.collection, sample.source, sample.label, None, 0.0, digit_height=height)
 
 
-def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading) -> Outcome:
+def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading, *, side_by_side: bool) -> Outcome:
     corners = [box.corners for box in reading.boxes]
+    read_from = corners if side_by_side else corners[-1:]
     box = sample.number_box
     return replace(
         unread,
@@ -50,7 +53,7 @@ def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading) -> O
         confidence=reading.confidence,
         accepted=reading.accepted,
         view_shares=tuple(covered_share(view.region, looked_at) for looked_at in corners),
-        number_share=covered_share(box, corners[-1]) if box is not None and corners else None,
+        number_share=covered_share(box, *read_from) if box is not None and corners else None,
     )
 
 

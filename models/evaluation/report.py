@@ -49,7 +49,8 @@ class Outcome:
     accepted: whether the service would accept the reading.
     digit_height: of the number's true box, in pixels of the upright image; None where it is not known.
     view_shares: for each transformer, the share of the view that its box covers.
-    number_share: the share of the number's true box inside the last transformer's box; None where one is missing.
+    number_share: the share of the number's true box in what the reader reads from: the last transformer's box, or all
+        boxes together where the transformers stand side by side; None where a box is missing.
     """
 
     collection: str

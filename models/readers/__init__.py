@@ -15,6 +15,7 @@ from models.readers.base import CLASSES, SLOTS, ReaderOutput, negative_log_likel
 __all__ = [
     "CLASSES",
     "READERS",
+    "SIDE_BY_SIDE",
     "SLOTS",
     "ReaderOutput",
     "ReaderSpec",
@@ -35,6 +36,9 @@ READERS: dict[str, Callable[[int, int], nn.Module]] = {
     "parallel": parallel.parallel,
 }
 """Name -> constructor from (input height, input width) in pixels."""
+
+SIDE_BY_SIDE = frozenset({"parallel"})
+"""Those whose transformers stand side by side: they read from all their boxes. The others read from the last one."""
 
 
 @dataclass(frozen=True)
