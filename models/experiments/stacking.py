@@ -128,7 +128,7 @@ EXPERIMENT = Experiment(
         DEFAULT_TRAINING,
         "error as one: of the trained network, when the product of its thetas samples the input once and all layers"
         " come after it. Four in a row are one affine map, resampled four times; with convolutions and ReLU between"
-        " they are not, and what was learned does not carry over.",
+        " they are not, and what was learned should not carry over.",
         "four, composed: each transformer sees the input through all before it, and the input is sampled anew by their"
         " product (inverse compositional, Lin and Lucey 2017).",
         "All networks have the same three convolutions (3 x 3, 4 maps, ReLU), between the transformers or behind them,"
