@@ -50,10 +50,10 @@ class Batcher:
     """Runs `infer` (uint8 [N, H, W, 3] -> Outputs) on batches, in a thread of its own.
 
     `max_queue_images` bounds what waits, and what will wait once it is decoded (`reserve`), not what is being computed.
-    With `max_batch_delay_s` a batch that is not full
-    goes when its first image has waited so long, whatever comes after it. `observe_batch` is told the size of every
-    batch, `observe_dropped` why an image was not computed, `observe_rejected` how many images found no place; what
-    they raise is logged. Use it from one event loop: `start`, then `submit` as often as you like, then `close`.
+    With `max_batch_delay_s` a batch that is not full goes when its first image has waited so long, whatever comes after
+    it. `observe_batch` is told the size of every batch, `observe_dropped` why an image was not computed,
+    `observe_rejected` how many images found no place; what they raise is logged. Use it from one event loop: `start`,
+    then `submit` as often as you like, then `close`.
     """
 
     def __init__(

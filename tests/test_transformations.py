@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -128,25 +130,24 @@ class TestSampling:
     def indices(self, family: Family, theta: Array, source: Array) -> tuple[Array, Array]:
         return pixel_indices(through(family.formula(theta), target_centres(*self.target)), *source.shape[-2:])
 
+    def sampled(self, family: Family, source: Array, sampling: Sampling) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """For each image: what is shown of it, the image itself, and where it was sampled, in pixel indices x and y."""
+        thetas = family.thetas(len(source), spread=0.3)
+        shown = self.shown(family, source, thetas, sampling).numpy()
+        for of_image, image, theta in zip(shown, source, thetas, strict=True):
+            yield of_image, image, *self.indices(family, theta, source)
+
     @families
     def test_bilinear_is_the_double_sum(self, name: str) -> None:
-        family, source = FAMILIES[name], noise(3, 2, 6, 8)
-        thetas = family.thetas(3, spread=0.3)
-        shown = self.shown(family, source, thetas, "bilinear").numpy()
-        for index, theta in enumerate(thetas):
-            x, y = self.indices(family, theta, source)
-            np.testing.assert_allclose(shown[index], double_sum(source[index], x, y), atol=1e-9)
+        for shown, image, x, y in self.sampled(FAMILIES[name], noise(3, 2, 6, 8), "bilinear"):
+            np.testing.assert_allclose(shown, double_sum(image, x, y), atol=1e-9)
 
     @families
     def test_nearest_is_the_double_sum_with_the_other_kernel(self, name: str) -> None:
         # Of odd size: a rotation leaves the middle where it is, which is to be a pixel, not between two.
-        family, source = FAMILIES[name], noise(3, 2, 7, 9)
-        thetas = family.thetas(3, spread=0.3)
-        shown = self.shown(family, source, thetas, "nearest").numpy()
-        for index, theta in enumerate(thetas):
-            x, y = self.indices(family, theta, source)
+        for shown, image, x, y in self.sampled(FAMILIES[name], noise(3, 2, 7, 9), "nearest"):
             assert min(np.abs(np.abs(at - np.floor(at)) - 0.5).min() for at in (x, y)) > 1e-6
-            np.testing.assert_array_equal(shown[index], double_sum(source[index], x, y, nearest))
+            np.testing.assert_array_equal(shown, double_sum(image, x, y, nearest))
 
     @pytest.mark.parametrize("sampling", ["bilinear", "nearest"])
     @families
