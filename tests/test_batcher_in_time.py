@@ -249,7 +249,8 @@ class Request:
 
     @property
     def submits(self) -> float:
-        return self.at + (self.decodes or 0.0)
+        # To the millisecond, which all moments are drawn in: 0.045 + 0.005 is less than 0.05.
+        return round(self.at + (self.decodes or 0.0), 3)
 
 
 _moments = st.integers(0, 60).map(lambda milliseconds: milliseconds / 1000)
