@@ -25,9 +25,8 @@ RUN pip --python /opt/housenumber install -c constraints.txt -c constraints-cuda
 COPY . .
 RUN pip --python /opt/housenumber install --no-deps .
 
-# Ray with what KubeRay asks of it: the dashboard, to which jobs are given and which is asked whether a node is well.
 FROM install-cpu AS install-score
-RUN python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*[wish.replace('ray[data]', 'ray[data,default]') for wish in extras['score'] + extras['ray'] if not wish.startswith('housenumber')], sep='\n')" > requirements-score.txt \
+RUN python -c "import tomllib; extras = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; print(*[wish for wish in extras['score'] + extras['ray'] if not wish.startswith('housenumber')], sep='\n')" > requirements-score.txt \
     && pip --python /opt/housenumber install -c constraints.txt -r requirements-score.txt
 
 # -- what all targets run as ---------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import copy
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def test_what_no_other_try_would_change_is_not_tried_again(name: str) -> None:
 def test_the_nightly_job_is_the_job() -> None:
     """But for its command, so that what is true of the one is so of the other."""
     (once,), (nightly,) = templates("job"), templates("cronjob")
-    different = {"command", "args"}
+    different = {"command", "args", "env"}
     for spec in (once["spec"], nightly["spec"]):
         assert different & container(spec).keys()
     once, nightly = copy.deepcopy(once), copy.deepcopy(nightly)
@@ -167,16 +168,39 @@ def test_the_nightly_job_is_the_job() -> None:
     assert OBJECTS["cronjob"]["spec"]["concurrencyPolicy"] == "Forbid"
 
 
+@pytest.mark.parametrize("name", ["housenumber-score-29923350", "a-night-by-hand"])
+def test_every_try_of_a_night_reads_the_day_before_it_was_due(name: str, tmp_path: Path) -> None:
+    """29,923,350 minutes after 1970 it is 2026-11-23, 02:30; and what has no such name reads nothing."""
+    (template,) = templates("cronjob")
+    pod = container(template["spec"])
+    assert pod["env"] == [{"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.labels['job-name']"}}}]
+    command = tmp_path / "housenumber"
+    command.write_text('#!/bin/sh\necho "$@"\n')
+    command.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "JOB_NAME": name}
+    told = subprocess.run(pod["command"], env=environment, capture_output=True, text=True)
+    if name == "a-night-by-hand":
+        assert told.returncode != 0
+        assert not told.stdout
+    else:
+        day = "2026-11-22"
+        assert told.stdout.split() == [
+            "score",
+            f"s3://your-bucket/images/{day}/",
+            "--output",
+            f"s3://your-bucket/readings/{day}",
+        ]
+
+
 def test_the_image_of_batch_scoring_has_what_its_engines_need() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert stages()["install-score"][0] == "install-cpu"
     (install,) = [value for name, value in stages()["install-score"][1] if name == "RUN"]
     assert "extras['score'] + extras['ray']" in install
     assert install.count("-c constraints.txt") == 1
-    assert {wish.split(">")[0] for wish in project["optional-dependencies"]["ray"]} == {
-        "housenumber[score]",
-        "ray[data]",
-    }
+    # What the health checks of the pods ask, KubeRay's and ours, is Ray's dashboard: the extra `default`.
+    ray = {wish.split(">")[0] for wish in project["optional-dependencies"]["ray"]}
+    assert ray == {"housenumber[score]", "ray[data,default]"}
     environment = image_environment("score")
     assert environment["HOUSENUMBER_PROVIDER"] == "cpu"
     # A repository is the service's: with one, --model would be refused.
