@@ -1,6 +1,7 @@
 """Batch scoring: how near `housenumber score` comes to what the machine can do, and how much memory it takes.
 
     python -m bench.scoring speed                       local ÷ ceiling, on this machine's CPUs
+    python -m bench.scoring cluster                     ray ÷ local, and two Ray nodes of one core each ÷ one
     python -m bench.scoring memory                      peak memory of 2,000 and of 20,000 images
     python -m bench.scoring memory --images 1000000     the same of 100,000 and of a million
 
@@ -15,17 +16,20 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
+import pyarrow.parquet as pq
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -43,6 +47,9 @@ _DISTINCT = 64
 _SECONDS_TO_LOAD = 3.0
 _SECONDS_BETWEEN_LOOKS = 0.2
 _PARTS = 8
+_OBJECT_STORE_BYTES = 128 * 2**20
+# Ray's workers give way to all else by default; the head is such else, and here it has no machine of its own.
+_RAY = {"RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 _MIB = 2**20
 
 _model = click.option("--model", type=click.Path(exists=True, path_type=Path), default=DEFAULT_MODEL)
@@ -88,6 +95,51 @@ def speed(model: Path, workers: int, images: int, size: tuple[int, int], rounds:
 
 @main.command()
 @_model
+@click.option("--images", type=click.IntRange(min=1), default=6000, show_default=True, help="Of each turn.")
+@click.option("--size", nargs=2, type=click.IntRange(min=8), default=(320, 240), show_default=True, help="In pixels.")
+@click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
+def cluster(model: Path, images: int, size: tuple[int, int], rounds: int, json_out: Path | None) -> None:
+    """Images per second on one machine with Ray and without, and on Ray nodes that are held to a core each.
+
+    A node is a raylet with its own processes. The driver and the head of the cluster, which on many machines have one
+    to themselves, share the cores of the nodes.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise click.ClickException("two nodes of one core each need two cores")
+    with tempfile.TemporaryDirectory() as folder:
+        manifest = _manifest(Path(folder), _photos(size), images)
+
+        def rate(workers: int, *options: str) -> float:
+            part_size = str(-(-images // (_PARTS * workers)))
+            return _rate_between_parts(_score(model, manifest, workers, "--part-size", part_size, *options), workers)
+
+        def on_nodes(count: int) -> float:
+            with _ray_nodes(cores[:count]) as address:
+                return rate(count, "--engine", "ray", "--address", address)
+
+        turns: dict[str, Callable[[], float]] = {
+            "local, one machine": lambda: rate(len(cores)),
+            "ray, one machine": lambda: rate(len(cores), "--engine", "ray"),
+            "ray, a node of one core": lambda: on_nodes(1),
+            "ray, two nodes of one core": lambda: on_nodes(2),
+        }
+        figures = Figures()
+        for _ in range(rounds):
+            for name, turn in turns.items():
+                figures.note(name, turn())
+    rows = [Row(name, figures.median(name), "images/s") for name in turns]
+    for name, other, least in (
+        ("ray, one machine", "local, one machine", None),
+        ("ray, two nodes of one core", "ray, a node of one core", 1.8),
+    ):
+        rows.append(Row(f"{name} ÷ {other}", figures.ratio(name, other), least=least))
+    show(rows, json_out, **environment(), images=images, size=size, rounds=figures.rounds)
+
+
+@main.command()
+@_model
 @_workers
 @click.option("--images", type=click.IntRange(min=10), default=20_000, show_default=True, help="Of the larger job.")
 def memory(model: Path, workers: int, images: int) -> None:
@@ -127,18 +179,62 @@ def _manifest(folder: Path, photos: Sequence[bytes], count: int) -> Path:
 def _scored(model: Path, manifest: Path, workers: int, *options: str, look: bool = False) -> tuple[float, int]:
     """Images per second, without the start of the processes, and, where somebody is to `look`, which costs some of the
     speed, their peak memory in bytes."""
+    peak = 0
+
+    def watch(pid: int) -> None:
+        nonlocal peak
+        peak = max(peak, proportional_bytes(tree(pid)))
+
+    out = _score(model, manifest, workers, *options, watch=watch if look else None)
+    return json.loads((out / "_summary.json").read_text())["images_per_s"], peak
+
+
+def _score(
+    model: Path, manifest: Path, workers: int, *options: str, watch: Callable[[int], None] | None = None
+) -> Path:
+    """Run `housenumber score`; the folder with its output. `watch` is called with its process again and again."""
     out = manifest.parent / f"out{time.monotonic_ns()}"
     flags = ["--output", str(out), "--model", str(model), "--provider", "cpu", "--workers", str(workers)]
     command = [sys.executable, "-m", "housenumber", "score", str(manifest), *flags, *options]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    peak = 0
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=os.environ | _RAY)
     while process.poll() is None:
-        if look:
-            peak = max(peak, proportional_bytes(tree(process.pid)))
+        if watch:
+            watch(process.pid)
         time.sleep(_SECONDS_BETWEEN_LOOKS)
     if process.returncode:
         raise click.ClickException(f"housenumber score ended with {process.returncode}")
-    return json.loads((out / "_summary.json").read_text())["images_per_s"], peak
+    return out
+
+
+def _rate_between_parts(out: Path, workers: int) -> float:
+    """Images per second from when each worker, on average, had written a part until the last part was there.
+
+    So nothing that starts is counted. Every engine can be asked this; Ray's summary adds up its actors' seconds.
+    """
+    written = sorted((part.stat().st_mtime, pq.read_metadata(part).num_rows) for part in out.glob("part-*.parquet"))
+    images: int = sum(count for _, count in written[workers:])
+    return images / (written[-1][0] - written[workers - 1][0])
+
+
+@contextmanager
+def _ray_nodes(cores: Sequence[int]) -> Iterator[str]:
+    """The address of a Ray cluster with a node of one CPU for each of these cores, which its processes are held to."""
+    # Imported here: it takes seconds, and is an extra.
+    from ray.cluster_utils import Cluster
+
+    ours = os.sched_getaffinity(0)
+    os.environ |= _RAY
+    nodes = Cluster(shutdown_at_exit=True)
+    try:
+        nodes.add_node(num_cpus=0, include_dashboard=False)
+        for core in cores:
+            os.sched_setaffinity(0, {core})  # children inherit it
+            nodes.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE_BYTES)
+        os.sched_setaffinity(0, ours)
+        yield str(nodes.address)
+    finally:
+        os.sched_setaffinity(0, ours)
+        nodes.shutdown()  # type: ignore[no-untyped-call]
 
 
 def _loops(
