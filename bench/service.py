@@ -151,8 +151,8 @@ class Bench:
         self.figures.note(f"overload, {kind}: p50", load.quantile(0.5) * 1000)
         self.figures.note(f"overload, {kind}: p99", load.quantile(0.99) * 1000)
         self.figures.note(f"overload, {kind}: unsent", load.unsent / (load.answers.total() + load.unsent))
-        # What may wait and the batch before it, at the rate at which images are read when nobody is refused.
-        inside = Settings().max_queue_images + Settings().max_batch_size
+        # What may wait and the batches before it, at the rate at which images are read when nobody is refused.
+        inside = Settings().max_queue_images + Settings().max_batch_size * usable_cpus()
         self.figures.note(f"overload, {kind}: p99 / limit", load.quantile(0.99) * most / inside)
 
     def measure_lone_client(self, server: Server, kind: str) -> None:

@@ -1,8 +1,8 @@
-"""The batcher: images of many callers, one batch at a time through the engine.
+"""The batcher: images of many callers, in batches through the engine.
 
-It knows nothing of HTTP. Whenever the engine is free it takes what is waiting, up to `max_batch_size` images in the
-order they came: under little load a batch is one image and nobody waits for company, under much load batches fill by
-themselves, and a request of a hundred images shares them with a hundred requests of one.
+It knows nothing of HTTP. Whenever the engine is free for another batch it takes what is waiting, up to
+`max_batch_size` images in the order they came: under little load a batch is one image and nobody waits for company,
+under much load they fill by themselves, and a request of a hundred images shares them with a hundred requests of one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class _Item:
 
 
 class Batcher:
-    """Runs `infer` (uint8 [N, H, W, 3] -> Outputs) on batches, in a thread of its own.
+    """Runs `infer` (uint8 [N, H, W, 3] -> Outputs) on up to `parallel_batches` batches at a time, each in a thread.
 
     `max_queue_images` bounds what waits, and what will wait once it is decoded (`reserve`), not what is being computed.
     With `max_batch_delay_s` a batch that is not full goes when its first image has waited so long, whatever comes after
@@ -63,6 +63,7 @@ class Batcher:
         max_batch_size: int,
         max_queue_images: int,
         max_batch_delay_s: float = 0.0,
+        parallel_batches: int = 1,
         observe_batch: Callable[[int], None] = unheard,
         observe_dropped: Callable[[Dropped], None] = unheard,
         observe_rejected: Callable[[int], None] = unheard,
@@ -71,6 +72,7 @@ class Batcher:
         self._max_batch_size = max_batch_size
         self._max_queue_images = max_queue_images
         self._max_batch_delay_s = max_batch_delay_s
+        self._parallel_batches = parallel_batches
         self._observe_batch = observe_batch
         self._observe_dropped = observe_dropped
         self._observe_rejected = observe_rejected
@@ -81,7 +83,8 @@ class Batcher:
         self._rate = DrainRate()
         self._wake = asyncio.Event()
         self._closing = False
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+        self._executor = ThreadPoolExecutor(max_workers=parallel_batches, thread_name_prefix="engine")
+        self._running: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -149,13 +152,13 @@ class Batcher:
         return [item.future for item in items]
 
     async def close(self) -> None:
-        """Lets the running batch finish, refuses what still waits (Draining) and ends the thread."""
+        """Lets the running batches finish, refuses what still waits (Draining) and ends the threads."""
         self._closing = True
         self._refuse_waiting()
         self._wake.set()
         if self._task is not None:
-            # Not `await self._task`: who gives up waiting for the end must not take the running batch along.
-            await asyncio.wait([self._task])
+            # Not `await self._task`: who gives up waiting for the end must not take the running batches along.
+            await asyncio.wait([self._task, *self._running])
         self._executor.shutdown(wait=False)
 
     async def _run(self) -> None:
@@ -163,9 +166,9 @@ class Batcher:
             while not self._closing:
                 pause = self._pause()
                 if pause == 0:
-                    await self._serve(self._take())
+                    self._begin(self._take())
                 else:
-                    if not self._reserved:
+                    if not (self._reserved or self._running):
                         self._rate.idle()
                     await self._woken(pause)
         finally:
@@ -174,8 +177,8 @@ class Batcher:
             self._refuse_waiting()
 
     def _pause(self) -> float | None:
-        """Seconds until the next batch goes, as far as is known: None while nothing waits."""
-        if not self._waiting:
+        """Seconds until the next batch goes, as far as is known: None while nothing waits, or the engine is busy."""
+        if not self._waiting or len(self._running) == self._parallel_batches:
             return None
         if len(self._waiting) >= self._max_batch_size:
             return 0.0
@@ -183,7 +186,7 @@ class Batcher:
         return max(0.0, first.arrived + self._max_batch_delay_s - monotonic())
 
     async def _woken(self, pause: float | None) -> None:
-        """Until something has come in, or for `pause` seconds."""
+        """Until something has come in or a batch is done, or for `pause` seconds."""
         self._wake.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause):
@@ -196,6 +199,15 @@ class Batcher:
             if self._still_wanted(item):
                 batch.append(item)
         return batch
+
+    def _begin(self, batch: list[_Item]) -> None:
+        task = asyncio.create_task(self._serve(batch), name="batch")
+        self._running.add(task)
+        task.add_done_callback(self._on_served)
+
+    def _on_served(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._wake.set()
 
     async def _serve(self, batch: list[_Item]) -> None:
         """Sees to it that every future of the batch is done, and raises no Exception."""

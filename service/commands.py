@@ -177,7 +177,6 @@ def predict(
     engine = OnnxEngine(
         candidate.path,
         settings.provider,
-        intra_op_threads=settings.intra_op_threads,
         spinning=settings.spinning,
         gpu_memory_mib=settings.gpu_memory_mib,
     )

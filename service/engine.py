@@ -77,7 +77,8 @@ class Outputs:
 
 
 class Engine(Protocol):
-    """What runs an artifact. `sha256` names the artifact's bytes, `provider` what they run on."""
+    """What runs an artifact. `sha256` names the artifact's bytes, `provider` what they run on; `parallel_batches` is
+    how many batches it runs at a time without one waiting for another."""
 
     @property
     def metadata(self) -> ArtifactMetadata: ...
@@ -85,6 +86,8 @@ class Engine(Protocol):
     def sha256(self) -> str: ...
     @property
     def provider(self) -> str: ...
+    @property
+    def parallel_batches(self) -> int: ...
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """Runs a batch of RGB views, uint8 [N, input_height, input_width, 3], N >= 1. Thread-safe."""
@@ -95,11 +98,11 @@ class OnnxEngine:
     """An artifact in an ONNX Runtime session.
 
     `provider`: "cpu"; "cuda", which refuses with ProviderError unless every node of the graph runs there; or
-    "auto", which takes CUDA where that works and otherwise the CPU. `intra_op_threads` is for the CPU, by default as
-    many as this process may use, one of `workers` that share the machine; `spinning` is whether they stay busy while
-    they wait for work ("auto": they do not; `bench/batching.py` measures why); `gpu_memory_mib` caps the arena on the
-    GPU, which never shrinks. One log line says what was chosen and why. Raises ArtifactError for a file that is missing
-    or not an artifact.
+    "auto", which takes CUDA where that works and otherwise the CPU. `intra_op_threads` is for each batch on the CPU, by
+    default as many as this process may use, one of `workers` that share the machine; `spinning` is whether they stay
+    busy while they wait for work ("auto": they do not; `bench/batching.py` measures why); `gpu_memory_mib` caps the
+    arena on the GPU, which never shrinks. One log line says what was chosen and why. Raises ArtifactError for a file
+    that is missing or not an artifact.
     """
 
     def __init__(
@@ -133,12 +136,13 @@ class OnnxEngine:
                     raise
                 level, reason = logging.WARNING, str(error)
         self.provider: str = self._session.get_providers()[0]
+        self.parallel_batches = 1 if self.provider == CUDA else max(1, budget.usable // threads)
         if self.provider == CUDA:
             logger.info("running on CUDA, every node of the model; at most %d MiB of its memory", gpu_memory_mib)
         else:
-            source = f"there are {budget}" if intra_op_threads is None else "as set"
-            threads_line = f"{threads} threads ({source}), {'' if spinning == 'on' else 'not '}spinning"
-            logger.log(level, "running on the CPU: %s; %s", reason, threads_line)
+            batches = f"batches at a time: {self.parallel_batches}, threads for each: {threads} (there are {budget})"
+            spins = f"{'' if spinning == 'on' else 'not '}spinning"
+            logger.log(level, "running on the CPU: %s; %s, %s", reason, batches, spins)
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Engine.infer`."""

@@ -61,6 +61,7 @@ class Predictor:
             max_batch_size=settings.max_batch_size,
             max_queue_images=settings.max_queue_images,
             max_batch_delay_s=settings.max_batch_delay_ms / 1000,
+            parallel_batches=reader.engine.parallel_batches,
             observe_batch=metrics.observe_batch,
             observe_dropped=partial(metrics.observe_dropped, "queue"),
             observe_rejected=partial(metrics.observe_rejected, "queue"),

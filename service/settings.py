@@ -90,8 +90,11 @@ class Settings(BaseSettings):
         description="What runs the model: cuda (refuses to start unless every node runs there), cpu,"
         " or auto (cuda where it works, else cpu).",
     )
-    intra_op_threads: int | None = Field(
-        None, ge=1, description="CPU threads of the model; by default the CPUs this process may use."
+    intra_op_threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads for each batch; as many batches are computed at a time as there are CPUs for, so 1"
+        " reads most, and all the CPUs read a lone image soonest.",
     )
     spinning: Spinning = Field(
         "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Duration:
 class Statistics:
     """Counts for as long as the model is loaded.
 
-    Requests are counted in the event loop and batches in the engine's thread: each counter has one writer.
+    Requests are counted in the event loop, batches in the engine's threads.
     """
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Statistics:
         self.compute_infer, self.compute_output = Duration(), Duration()
         self.last_inference_ms = 0
         self._batches: dict[int, Duration] = {}
+        self._lock = threading.Lock()
 
     @property
     def batches(self) -> dict[int, Duration]:
@@ -63,8 +65,10 @@ class Statistics:
         def timed(images: NDArray[np.uint8]) -> Outputs:
             started = perf_counter()
             outputs = infer(images)
-            self._batches.setdefault(len(images), Duration()).add(perf_counter() - started)
-            self.last_inference_ms = time.time_ns() // 1_000_000
+            seconds = perf_counter() - started
+            with self._lock:
+                self._batches.setdefault(len(images), Duration()).add(seconds)
+                self.last_inference_ms = time.time_ns() // 1_000_000
             return outputs
 
         return timed

@@ -44,6 +44,7 @@ class Sabotaged:
         self.metadata: ArtifactMetadata = engine.metadata
         self.sha256 = engine.sha256
         self.provider = engine.provider
+        self.parallel_batches = 1
         self._engine = engine
         self._before = before
 

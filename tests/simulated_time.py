@@ -36,20 +36,20 @@ class _JumpingSelector(selectors.SelectSelector):
         return ready
 
 
-class SimulatedThread:
-    """Stands in for an executor of one thread: each call ends so many seconds of the loop's time later."""
+class SimulatedThreads:
+    """Stands in for an executor: each call ends so many seconds of the loop's time later."""
 
-    def __init__(self, seconds: Callable[[], float]) -> None:
+    def __init__(self, seconds: Callable[[], float], max_workers: int) -> None:
         self._seconds = seconds
-        self._busy = False
+        self._threads = self._free = max_workers
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future[Any]:
-        assert not self._busy, "two batches at once"
-        self._busy = True
+        assert self._free, "more batches at once than there are threads"
+        self._free -= 1
         future: Future[Any] = Future()
 
         def end() -> None:
-            self._busy = False
+            self._free += 1
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
 
@@ -58,7 +58,7 @@ class SimulatedThread:
         return future
 
     def shutdown(self, **_options: Any) -> None:
-        assert not self._busy
+        assert self._free == self._threads
 
 
 def simulate(main: Callable[[], Coroutine[Any, Any, Result]], batch_seconds: Callable[[], float]) -> Result:
@@ -67,6 +67,9 @@ def simulate(main: Callable[[], Coroutine[Any, Any, Result]], batch_seconds: Cal
         loop = runner.get_loop()
         with (
             patch("service.batcher.monotonic", loop.time),
-            patch("service.batcher.ThreadPoolExecutor", lambda **_options: SimulatedThread(batch_seconds)),
+            patch(
+                "service.batcher.ThreadPoolExecutor",
+                lambda max_workers, **_: SimulatedThreads(batch_seconds, max_workers),
+            ),
         ):
             return runner.run(main())

@@ -96,9 +96,33 @@ def test_what_waits_goes_together_up_to_the_largest_batch() -> None:
     assert run(test).batches == [[0], [1, 2, 3, 4], [5, 6]]
 
 
+def test_batches_are_computed_at_the_same_time_and_the_end_waits_for_all_of_them() -> None:
+    """Each waits in the engine for the other; one alone would break the barrier."""
+    together = threading.Barrier(2, timeout=10)
+
+    def infer(images: NDArray[np.uint8]) -> Outputs:
+        together.wait()
+        answers = images[:, 0, 0, :1, None].astype(np.float32)
+        return Outputs(answers, answers[..., None], answers[..., None])
+
+    async def main() -> None:
+        batcher = Batcher(infer, max_batch_size=2, max_queue_images=8, parallel_batches=2)
+        batcher.start()
+        futures = batcher.submit([image(value) for value in range(4)])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        late = batcher.submit([image(9)])
+        await batcher.close()
+        assert await values(futures) == [0, 1, 2, 3]
+        with pytest.raises(Draining):
+            await late[0]
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 @settings(max_examples=20, deadline=None)
-@given(sizes=st.lists(st.integers(0, 6), max_size=12), largest=st.integers(1, 5))
-def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: int) -> None:
+@given(sizes=st.lists(st.integers(0, 6), max_size=12), largest=st.integers(1, 5), parallel=st.integers(1, 3))
+def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: int, parallel: int) -> None:
     async def test(batcher: Batcher, _recorder: Recorder) -> None:
         async def caller(start: int, size: int) -> None:
             wanted = list(range(start, start + size))
@@ -107,7 +131,7 @@ def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: i
         starts = np.cumsum([0, *sizes])
         await asyncio.gather(*(caller(int(start), size) for start, size in zip(starts, sizes, strict=False)))
 
-    recorder = run(test, max_batch_size=largest, max_queue_images=100)
+    recorder = run(test, max_batch_size=largest, max_queue_images=100, parallel_batches=parallel)
     assert sorted(value for batch in recorder.batches for value in batch) == list(range(sum(sizes)))
     assert all(1 <= len(batch) <= largest for batch in recorder.batches)
 
@@ -351,13 +375,16 @@ def test_an_event_loop_that_ends_leaves_nobody_waiting() -> None:
         batcher.start()
         running = await hold(batcher, recorder)
         (waiting,) = batcher.submit([image(1)])
-        (task,) = [task for task in asyncio.all_tasks() if task.get_name() == "batcher"]
-        task.cancel()
-        results = await asyncio.wait_for(asyncio.gather(running, waiting, return_exceptions=True), 10)
+        # As `asyncio.run` does at its end.
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+        try:
+            results = await asyncio.wait_for(asyncio.gather(running, waiting, return_exceptions=True), 10)
+        finally:
+            recorder.free.set()
         assert [type(result) for result in results] == [Internal, Draining]
         with pytest.raises(Draining):
             batcher.submit([image(2)])
-        recorder.free.set()
 
     asyncio.run(main())
 

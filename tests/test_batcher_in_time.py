@@ -82,6 +82,21 @@ def test_without_a_delay_the_first_image_goes_at_once_and_the_rest_when_the_engi
     assert run(test) == [(0.0, [1]), (0.010, [2, 3]), (0.020, [4])]
 
 
+def test_batches_run_beside_each_other_as_many_as_the_engine_takes() -> None:
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(*await arriving(batcher, 0.0, 0.001, 0.002, 0.003, 0.012))
+
+    # The third and fourth wait for the first batch's end, the fifth for the second's, and no batch for its neighbour's.
+    assert run(test, parallel_batches=2) == [(0.0, [1]), (0.001, [2]), (0.010, [3, 4]), (0.012, [5])]
+
+
+def test_with_a_delay_too_a_batch_begins_while_another_runs() -> None:
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(*await arriving(batcher, 0.0, 0.006, 0.007))
+
+    assert run(test, max_batch_delay_s=0.005, parallel_batches=2) == [(0.005, [1]), (0.011, [2, 3])]
+
+
 def test_the_delay_counts_from_the_first_image_and_later_ones_do_not_reset_it() -> None:
     async def test(batcher: Batcher) -> None:
         await asyncio.gather(*await arriving(batcher, 0.0, 0.002, 0.004, 0.006))

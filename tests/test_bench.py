@@ -154,6 +154,7 @@ class Noted:
     """An engine that answers nothing, and notes who was asked, for how many images."""
 
     sha256 = provider = ""
+    parallel_batches = 1
 
     def __init__(self, name: str, asked: list[tuple[str, int]]) -> None:
         self.name, self.asked = name, asked

@@ -30,9 +30,17 @@ def test_the_session_is_sized_for_this_process(
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert one_line(caplog) == (
         logging.INFO,
-        "running on the CPU: as the provider is set; 2 threads (there are 8 CPUs in the affinity mask, a quota of 2.5),"
-        " not spinning",
+        "running on the CPU: as the provider is set; batches at a time: 1, threads for each: 2 (there are 8 CPUs in the"
+        " affinity mask, a quota of 2.5), not spinning",
     )
+
+
+@pytest.mark.parametrize(("threads", "batches"), [(1, 4), (2, 2), (3, 1), (5, 1)])
+def test_as_many_batches_run_at_a_time_as_there_are_cpus_for(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, threads: int, batches: int
+) -> None:
+    monkeypatch.setattr("service.engine.cpu_budget", lambda _workers: CpuBudget(affinity=4, quota=None))
+    assert OnnxEngine(artifact, "cpu", intra_op_threads=threads).parallel_batches == batches
 
 
 @pytest.mark.parametrize(("spinning", "entry"), [("on", "1"), ("off", "0"), ("auto", "0")])
@@ -44,7 +52,8 @@ def test_threads_and_spinning_are_as_set(
     assert options.intra_op_num_threads == 3
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == entry
     _, line = one_line(caplog)
-    assert line.endswith("3 threads (as set), " + ("spinning" if entry == "1" else "not spinning"))
+    assert "threads for each: 3 (" in line
+    assert line.endswith("), " + ("spinning" if entry == "1" else "not spinning"))
 
 
 class Machine:
@@ -154,7 +163,7 @@ def test_cuda_is_refused_where_it_cannot_be_and_auto_says_so_once(
     assert OnnxEngine(artifact, "auto").provider == CPU
     level, line = one_line(caplog)
     assert level == logging.WARNING
-    assert re.match(rf"running on the CPU: .*{mention}.*; \d+ threads ", line)
+    assert re.match(rf"running on the CPU: .*{mention}.*; batches at a time: ", line)
     OnnxEngine(artifact, "cpu")
     assert one_line(caplog)[0] == logging.INFO
     assert capfd.readouterr() == ("", "")

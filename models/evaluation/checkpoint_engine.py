@@ -28,6 +28,7 @@ class CheckpointEngine:
         reader, spec = load_reader(path)
         self._served = ServedReader(reader).eval().to(self._device)
         self.sha256 = weights_sha256(path)
+        self.parallel_batches = 1
         self.provider = f"PyTorch {self._device.type}"
         blank = np.zeros((1, spec.input_height, spec.input_width, 3), np.uint8)
         self.metadata = ArtifactMetadata(

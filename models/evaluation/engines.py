@@ -48,6 +48,11 @@ class RecordingEngine:
     def provider(self) -> str:
         return self._engine.provider
 
+    @property
+    def parallel_batches(self) -> int:
+        """One: what they are given would not stay in order."""
+        return 1
+
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `service.engine.Engine.infer`."""
         outputs = self._engine.infer(images)

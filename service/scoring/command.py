@@ -214,8 +214,7 @@ def _loader(settings: Settings, batch_size: int) -> Loader:
     return Loader(
         settings.model,
         settings.provider,
-        # Each worker has a CPU to itself.
-        settings.intra_op_threads or 1,
+        settings.intra_op_threads,
         settings.spinning,
         settings.gpu_memory_mib,
         batch_size,
