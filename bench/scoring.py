@@ -113,7 +113,7 @@ def cluster(model: Path, images: int, size: tuple[int, int], rounds: int, json_o
 
         def rate(workers: int, *options: str) -> float:
             part_size = str(-(-images // (_PARTS * workers)))
-            return _rate_between_parts(_score(model, manifest, workers, "--part-size", part_size, *options), workers)
+            return rate_between_parts(_score(model, manifest, workers, "--part-size", part_size, *options), workers)
 
         def on_nodes(count: int) -> float:
             with _ray_nodes(cores[:count]) as address:
@@ -206,7 +206,7 @@ def _score(
     return out
 
 
-def _rate_between_parts(out: Path, workers: int) -> float:
+def rate_between_parts(out: Path, workers: int) -> float:
     """Images per second from when each worker, on average, had written a part until the last part was there.
 
     So nothing that starts is counted. Every engine can be asked this; Ray's summary adds up its actors' seconds.

@@ -1,13 +1,17 @@
 """The instruments: what the load generator counts, and that the hostile requests would find a server that fails."""
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from serving import Held, plain, serving
@@ -19,6 +23,7 @@ from bench.hostile_requests import hostile
 from bench.load import offer, post, saturate, send
 from bench.readers import smallest_specs
 from bench.report import Figures, Row
+from bench.scoring import rate_between_parts
 from models.evaluation.timing import RUNS_IN_A_ROW, milliseconds_per_image
 from models.readers import READERS
 from service.artifact import ArtifactMetadata
@@ -194,3 +199,12 @@ def test_ratios_are_of_one_round_and_targets_have_a_side() -> None:
     assert Row("ratio", 0.79, least=0.8).verdict == "MISSED"
     assert Row("memory", 401, most=400).verdict == "MISSED"
     assert Row("report", 1).verdict == ""
+
+
+def test_a_batch_jobs_rate_is_taken_between_its_parts(tmp_path: Path) -> None:
+    """Two workers: what was written up to the second part is their start."""
+    for index, (seconds, rows) in enumerate([(100, 7), (101, 7), (103, 5), (105, 5), (105, 2)]):
+        part = tmp_path / f"part-{index:05}.parquet"
+        pq.write_table(pa.table({"id": [str(row) for row in range(rows)]}), part)
+        os.utime(part, (seconds, seconds))
+    assert rate_between_parts(tmp_path, workers=2) == (5 + 5 + 2) / (105 - 101)
