@@ -37,6 +37,11 @@ class Region:
         """The y coordinate of the bottom edge."""
         return self.y + self.height
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        """(x, y)."""
+        return self.x + self.width / 2, self.y + self.height / 2
+
     def scaled(self, sx: float, sy: float) -> "Region":
         """The same region of an image that has been resized by the factors (sx, sy)."""
         return Region(self.x * sx, self.y * sy, self.width * sx, self.height * sy)

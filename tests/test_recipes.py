@@ -28,7 +28,8 @@ batch_size = 4
 def test_the_papers_readers_and_our_own_have_recipes() -> None:
     names = ("cnn", "st_cnn_single", "st_cnn_multi", "shared", "parallel")
     papers = {f"{name}-{size}" for name in names for size in (64, 128)} | {"maxout_cnn-64", "maxout_cnn_slots-64"}
-    assert set(SHIPPED) == {"compact", "compact_points", "compact_points_finish", "compact_cnn"} | papers
+    stages = {"compact_points", "compact_points_finish", "compact_points_turned"}
+    assert set(SHIPPED) == {"compact", "compact_cnn", "compact_cnn_turned"} | stages | papers
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith("compact")])

@@ -10,10 +10,10 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from models.data.sample import MAX_PIXELS, Sample
+from models.data.warp import Pixels, rotation, warped
 from service.errors import ServiceError
 from service.geometry import Region
 from service.imaging import Photo
@@ -41,9 +41,6 @@ FRAGMENTS = 64
 """Different ones."""
 FRAGMENT = 0.2
 """Side of a fragment, as a share of the view's shorter side."""
-
-Pixels = NDArray[np.uint8]
-Matrix = NDArray[np.float64]
 
 
 def distorted(samples: Sequence[Sample], seed: int, collection: str = "{distortion} {amount:g}") -> Iterator[Sample]:
@@ -86,8 +83,7 @@ def distort(pixels: Pixels, region: Region, distortion: str, amount: float) -> P
     """
     linear, offset, size = np.eye(2), np.zeros(2), np.array([region.width, region.height])
     if distortion == "rotation":
-        cos, sin = math.cos(math.radians(amount)), math.sin(math.radians(amount))
-        linear = np.array([[cos, sin], [-sin, cos]])
+        linear = rotation(math.radians(amount))
     elif distortion == "shear":
         linear = np.array([[1.0, amount], [0.0, 1.0]])
     elif distortion == "shift":
@@ -95,21 +91,7 @@ def distort(pixels: Pixels, region: Region, distortion: str, amount: float) -> P
     view = np.abs(linear) @ size * (2 if distortion in ROOMY else 1)
     if distortion == "scale":
         linear = linear * amount
-    width, height = np.maximum(np.rint(view), 1).astype(int).tolist()
-    # From the indices of the view's pixels to those of the photograph's; their centres lie half a pixel further.
-    back = np.linalg.inv(linear)
-    middle = np.array([region.x + region.width / 2, region.y + region.height / 2])
-    constant = middle - 0.5 - back @ (np.array([width, height]) / 2 - 0.5 + offset)
-    return np.asarray(
-        cv2.warpAffine(
-            pixels,
-            np.column_stack([back, constant]),
-            (width, height),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-        np.uint8,
-    )
+    return warped(pixels, region.centre, linear, view, offset)
 
 
 def clutter(view: Pixels, fragments: Sequence[Pixels], count: int, rng: np.random.Generator) -> None:

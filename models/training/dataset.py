@@ -5,6 +5,7 @@ step sees exactly what it would have seen there.
 """
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from models.data.sample import MAX_PIXELS, Sample
+from models.data.warp import rotation, warped
 from models.readers import SLOTS
 from models.training.location import wanted_window
 from models.training.recipe import AugmentTable
 from service.decoding import pack
 from service.errors import ServiceError
 from service.geometry import Region
-from service.imaging import Photo
+from service.imaging import Photo, view
 
 
 class DataError(Exception):
@@ -30,7 +32,7 @@ class DataError(Exception):
 
 
 Row = tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]
-"""A view uint8 `[H, W, 3]`, its target int64 `[5]`, and its window float32 `[4]` (see `wanted_window`)."""
+"""A view uint8 `[H, W, 3]`, its target int64 `[5]`, and its window float32 `[2, 3]` (see `wanted_window`)."""
 
 
 class Views(Dataset[Row]):
@@ -66,11 +68,17 @@ class Views(Dataset[Row]):
             box = None if sample.number_box is None else sample.number_box.clipped(photo.width, photo.height)
             region = framed(sample.region or photo.whole, box, self.augment, rng)
             region = region.clipped(photo.width, photo.height)
-            view = photo.views([region], self.size)[0].pixels
+            turn = 0.0
+            if self.augment.turned and rng.random() < self.augment.turned:
+                turn = math.radians(rng.uniform(-self.augment.turn, self.augment.turn))
+                pixels, region = turned(np.array(photo.rgb()), region, turn)
+                shown = view(pixels, Region.whole(pixels.shape[1], pixels.shape[0]), self.size)
+            else:
+                shown = photo.views([region], self.size)[0].pixels
         except ServiceError as error:
             raise DataError(f"{sample.collection}, {sample.source}: {error}") from error
         target = np.array(self.targets[index], dtype=np.int64)
-        return repainted(view, self.augment, rng), target, wanted_window(box, region)
+        return repainted(shown, self.augment, rng), target, wanted_window(box, region, turn)
 
 
 def _target(sample: Sample) -> list[int]:
@@ -94,9 +102,28 @@ def framed(region: Region, number_box: Region | None, augment: AugmentTable, rng
         region = Region(left, top, right - left, bottom - top)
     limit = np.log(augment.region_scale)
     size = np.array([region.width, region.height]) * np.exp(rng.uniform(-limit, limit, 2))
-    centre = np.array([region.x + region.width / 2, region.y + region.height / 2])
-    corner = centre - size / 2 + rng.uniform(-1, 1, 2) * augment.region_shift * size
+    corner = region.centre - size / 2 + rng.uniform(-1, 1, 2) * augment.region_shift * size
     return Region(*(float(value) for value in (*corner, *size)))
+
+
+def turned(pixels: NDArray[np.uint8], region: Region, turn: float) -> tuple[NDArray[np.uint8], Region]:
+    """What a view of a region shows, which is turned about its centre by `turn` radians anticlockwise.
+
+    Args:
+        pixels: RGB `[H, W, 3]`.
+        region: in these pixels.
+        turn: of the pixels, not of the view.
+
+    Returns:
+        RGB, uint8, just large enough to hold the turned region; beyond the photograph its edge is repeated. And the
+        rectangle that it fills, around the same centre in the same pixels, which may leave the image.
+    """
+    linear = rotation(turn)
+    size = np.abs(linear) @ np.array([region.width, region.height])
+    width, height = size.tolist()
+    x, y = region.centre
+    shown = warped(pixels, region.centre, linear, size)
+    return shown, Region(x - width / 2, y - height / 2, width, height)
 
 
 def repainted(view: NDArray[np.uint8], augment: AugmentTable, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -142,7 +169,7 @@ class Steps(Sampler[list[tuple[int, int]]]):
 
 
 def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor]:
-    """uint8 `[N, H, W, 3]`, int64 `[N, 5]` and float32 `[N, 4]`."""
+    """uint8 `[N, H, W, 3]`, int64 `[N, 5]` and float32 `[N, 2, 3]`."""
     views, targets, windows = (torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True))
     return views, targets, windows
 

@@ -55,6 +55,10 @@ class AugmentTable(_Table):
     """Each side of the region is scaled by a factor between 1 / this and this."""
     region_shift: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """The region is moved by up to this share of its size; further, and it could leave the image."""
+    turned: Share = 0.0
+    """Share of the views that are turned about their middle."""
+    turn: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Such a view is turned by up to so many degrees, either way, and shows the whole of the turned region."""
     invert: Share = 0.0
     """Share of the views whose intensities are turned round: dark digits become bright ones."""
     contrast: Share = 0.0
