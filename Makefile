@@ -37,10 +37,12 @@ bench: $(VENV)/.dev ## Cost of the readers; service and batch scoring against wh
 # drew close views alone: it is in the history.
 FIRST_GENERATOR := ee44647
 
-retrain: data/synthetic.done data/without-number.done data/first-generator.done ## Train the shipped reader from nothing: three hours on two CPUs
+retrain: data/synthetic.done data/without-number.done data/first-generator.done data/more.done ## Train the shipped reader from nothing: four hours on two CPUs
 	$(BIN)/housenumber train compact_points --data data/synthetic
 	$(BIN)/housenumber train compact_points_finish --initial runs/compact_points/weights.safetensors \
 		--data data/first-generator --data data/without-number --data data/synthetic
+	$(BIN)/housenumber train compact_points_turned --initial runs/compact_points_finish/weights.safetensors \
+		--data data/more --data data/more-without-number --data data/synthetic
 
 data/synthetic.done: $(VENV)/.dev
 	$(BIN)/housenumber data synthesize --seed 1 --count 120000 --out data/synthetic
@@ -54,6 +56,11 @@ data/first-generator.done: $(VENV)/.dev
 	test -d build/first-generator || git worktree add --detach build/first-generator $(FIRST_GENERATOR)
 	cd build/first-generator && $(CURDIR)/$(BIN)/python -c 'from models.data.commands import data; data()' \
 		synthesize --seed 11 --count 100000 --out $(CURDIR)/data/first-generator
+	@touch $@
+
+data/more.done: $(VENV)/.dev
+	$(BIN)/housenumber data synthesize --seed 500 --count 30000 --out data/more
+	$(BIN)/housenumber data synthesize --seed 3 --count 1400 --without-number --out data/more-without-number
 	@touch $@
 
 $(BIN)/pip:

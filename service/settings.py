@@ -19,7 +19,7 @@ from service.logs import LogFormat
 ENV_PREFIX = "HOUSENUMBER_"
 
 # Beside service/ both in a checkout and in site-packages.
-DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models/artifacts/house-number/2/model.onnx"
+DEFAULT_MODEL = Path(__file__).resolve().parent.parent / "models/artifacts/house-number/3/model.onnx"
 
 _MIB = 2**20
 

@@ -61,5 +61,5 @@ def test_every_figure_is_that_of_the_evaluation_in_the_artifact(metadata: Artifa
 
 
 def test_it_was_trained_by_the_recipe_that_is_here(metadata: ArtifactMetadata) -> None:
-    assert metadata.training["recipe_sha256"] == load_recipe("compact_points_finish").digest
+    assert metadata.training["recipe_sha256"] == load_recipe("compact_points_turned").digest
     assert re.search(r"no real photograph", CARD)

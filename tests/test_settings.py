@@ -19,7 +19,7 @@ def test_the_defaults_hold_together() -> None:
 
 def test_the_default_model_lies_beside_the_service() -> None:
     root = Path(__file__).resolve().parent.parent
-    assert root / "models/artifacts/house-number/2/model.onnx" == DEFAULT_MODEL
+    assert root / "models/artifacts/house-number/3/model.onnx" == DEFAULT_MODEL
 
 
 def test_the_environment_is_read_and_arguments_win(monkeypatch: pytest.MonkeyPatch) -> None:
