@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _ON_THE_WAY_S = 0.25
 _POLL_S = 0.05
 # How long a thread that comes back to Python (with decoded pixels, from a batch) waits for the event loop, or that for
-# it, before it is asked to stand aside. With Python's own 5 ms, under load, that is what most of a request waits for.
+# it, before it is asked to stand aside; 5 ms by default, longer than most of what either does.
 _SWITCH_INTERVAL_S = 0.0005
 
 

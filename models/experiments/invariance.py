@@ -32,8 +32,8 @@ from service.imaging import Photo
 from service.reader import Reader
 from service.settings import DEFAULT_MODEL
 
-TWIN = Path("runs/compact_cnn/weights.safetensors")
-"""Where `housenumber train compact_cnn` leaves it."""
+TWIN = Path("runs/compact_cnn_turned/weights.safetensors")
+"""Where `housenumber train compact_cnn_turned` leaves it."""
 IMAGES, FULL_IMAGES = 300, 2_000
 """Synthetic, where no collections are given."""
 SEED = 1_000
@@ -92,7 +92,7 @@ def _engines(settings: Settings) -> tuple[Engine, Engine]:
     model, twin = settings.model or DEFAULT_MODEL, settings.twin or TWIN
     if not twin.is_file():
         raise ExperimentError(
-            f"there is no twin without transformers at {twin}: make it with `housenumber train compact_cnn`, or name"
+            f"there is no twin without transformers at {twin}: make it as docs/experiments.md says, or name"
             " another with --twin"
         )
     return load_engine(model, "auto"), load_engine(twin, "auto")
@@ -156,7 +156,7 @@ EXPERIMENT = Experiment(
         "Without --collections, of synthetic numbers. Each is framed tightly where its box is known; images without a"
         " number are left out. models/experiments/distorted_numbers.py says how each distortion is made.",
         "The lecture and the paper show such curves for digits alone: there are no figures to stand beside these.",
-        "A twin tells most where it was trained as the reader was: `compact_cnn` is that of `compact_points`.",
+        "A twin tells most where it was trained as the reader was: `compact_cnn_turned` is that of `compact_points_turned`.",
     ),
     curves=lambda results: {"curves": curves_chart(results)},
     options=("collections", "model", "twin"),
