@@ -92,8 +92,8 @@ def _engines(settings: Settings) -> tuple[Engine, Engine]:
     model, twin = settings.model or DEFAULT_MODEL, settings.twin or TWIN
     if not twin.is_file():
         raise ExperimentError(
-            f"there is no twin without transformers at {twin}: make it as docs/experiments.md says, or name"
-            " another with --twin"
+            f"there is no twin without transformers at {twin}: make it with `housenumber train compact_cnn` and"
+            " then `housenumber train compact_cnn_turned` (docs/experiments.md), or name another with --twin"
         )
     return load_engine(model, "auto"), load_engine(twin, "auto")
 
@@ -156,7 +156,8 @@ EXPERIMENT = Experiment(
         "Without --collections, of synthetic numbers. Each is framed tightly where its box is known; images without a"
         " number are left out. models/experiments/distorted_numbers.py says how each distortion is made.",
         "The lecture and the paper show such curves for digits alone: there are no figures to stand beside these.",
-        "A twin tells most where it was trained as the reader was: `compact_cnn_turned` is that of `compact_points_turned`.",
+        "A twin tells most where it was trained as the reader was: `compact_cnn_turned` is that of"
+        " `compact_points_turned`.",
     ),
     curves=lambda results: {"curves": curves_chart(results)},
     options=("collections", "model", "twin"),
