@@ -102,8 +102,8 @@ def speed(model: Path, workers: int, images: int, size: tuple[int, int], rounds:
 def cluster(model: Path, images: int, size: tuple[int, int], rounds: int, json_out: Path | None) -> None:
     """Images per second on one machine with Ray and without, and on Ray nodes that are held to a core each.
 
-    A node is a raylet with its own processes. The driver and the head of the cluster, which on many machines have one
-    to themselves, share the cores of the nodes.
+    A node is a raylet with its own processes. The driver and the head of the cluster, which many machines have one more
+    for, share the cores of the nodes, be it one or two.
     """
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
@@ -218,7 +218,10 @@ def rate_between_parts(out: Path, workers: int) -> float:
 
 @contextmanager
 def _ray_nodes(cores: Sequence[int]) -> Iterator[str]:
-    """The address of a Ray cluster with a node of one CPU for each of these cores, which its processes are held to."""
+    """The address of a Ray cluster with a node of one CPU for each of these cores, which its processes are held to.
+
+    Meanwhile the head of the cluster, and whatever else this process starts, have these cores and no others.
+    """
     # Imported here: it takes seconds, and is an extra.
     from ray.cluster_utils import Cluster
 
@@ -226,11 +229,12 @@ def _ray_nodes(cores: Sequence[int]) -> Iterator[str]:
     os.environ |= _RAY
     nodes = Cluster(shutdown_at_exit=True)
     try:
+        os.sched_setaffinity(0, cores)  # children inherit it
         nodes.add_node(num_cpus=0, include_dashboard=False)
         for core in cores:
-            os.sched_setaffinity(0, {core})  # children inherit it
+            os.sched_setaffinity(0, {core})
             nodes.add_node(num_cpus=1, object_store_memory=_OBJECT_STORE_BYTES)
-        os.sched_setaffinity(0, ours)
+        os.sched_setaffinity(0, cores)
         yield str(nodes.address)
     finally:
         os.sched_setaffinity(0, ours)
