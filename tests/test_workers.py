@@ -104,8 +104,8 @@ def predicted(client: httpx.Client) -> float:
 def test_the_workers_share_the_cpus(server: ServiceProcess) -> None:
     lines = [line for line in server.log.splitlines() if "running on the CPU" in line]
     assert len(lines) == 2
-    threads = max(1, len(os.sched_getaffinity(0)) // 2)
-    assert all(f" {threads} threads (" in line and "for 2 workers)" in line for line in lines)
+    share = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert all(f"batches at a time: {share}, threads" in line and "for 2 workers)" in line for line in lines)
 
 
 def test_metrics_are_of_all_workers_whichever_answers(server: ServiceProcess) -> None:
