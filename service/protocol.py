@@ -20,11 +20,13 @@ class BoundedHead(HttpToolsProtocol):
 
     max_head_bytes = 2**16
     head_timeout_s = 20.0
+    linger_s = 2.0  # for how long what still comes of a refused head is read, and dropped
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._head_bytes: int | None = None  # None: no head is being read
         self._head_timer: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -48,14 +50,26 @@ class BoundedHead(HttpToolsProtocol):
             super().shutdown()
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
         super().data_received(data)
         if self._head_bytes is None or self.transport.is_closing():
             return
         self._head_bytes += len(data)
         if self._head_bytes > self.max_head_bytes:
             if self.cycle is None or self.cycle.response_complete:
-                self.transport.write(_TOO_LARGE)
-            self.transport.close()
+                self._refuse()
+            else:
+                self.transport.close()
+
+    def _refuse(self) -> None:
+        """Answers 431. A connection closed with bytes unread is reset, and a reset discards the answer at the caller
+        (RFC 9112, section 9.6): so only this side is closed, and what the caller is still sending is read."""
+        self._refused = True
+        self._end_head()
+        self.transport.write(_TOO_LARGE)
+        self.transport.write_eof()
+        self._head_timer = self.loop.call_later(self.linger_s, self.transport.close)
 
     def _begin_head(self) -> None:
         self._end_head()

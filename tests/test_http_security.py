@@ -179,6 +179,27 @@ def test_a_head_without_end_is_too_large(client: httpx.Client, line: bytes) -> N
     still_there(client)
 
 
+def test_a_caller_that_is_still_sending_gets_to_read_why_its_head_is_refused(client: httpx.Client) -> None:
+    with connected(client) as caller:
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n" + b"X-Many: 1\r\n" * 10_000)
+        start = caller.recv(1)  # the service has made up its mind
+        for _ in range(20):
+            caller.sendall(b"X-Many: 1\r\n" * 10_000)
+        assert (start + until_closed(caller)).startswith(b"HTTP/1.1 431 ")
+    still_there(client)
+
+
+def test_a_caller_that_never_stops_sending_its_head_is_cut_off(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BoundedHead, "linger_s", 0.2)
+    with connected(client) as caller, pytest.raises(ConnectionError):
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
+        while True:
+            caller.sendall(b"X-Many: 1\r\n" * 10_000)
+    still_there(client)
+
+
 def test_a_path_without_end_is_too_large(client: httpx.Client) -> None:
     with connected(client) as caller:
         caller.sendall(b"POST /predict?region=" + b"1," * 50_000)
