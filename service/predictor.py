@@ -76,6 +76,11 @@ class Predictor:
         return self._reader.metadata
 
     @property
+    def parallel_batches(self) -> int:
+        """How many batches are computed at a time."""
+        return self._reader.engine.parallel_batches
+
+    @property
     def waiting(self) -> int:
         """Images in the queue."""
         return self._batcher.waiting

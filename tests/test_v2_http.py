@@ -186,6 +186,14 @@ def test_the_model(client: httpx.Client, path: str) -> None:
     assert got(Ready, client.get(f"{path}/ready")) == Ready(name="tiny", ready=True)
 
 
+def test_the_configuration_says_how_many_batches_are_computed_at_a_time(engine: OnnxEngine) -> None:
+    three = Sabotaged(engine, lambda _images: None)
+    three.parallel_batches = 3
+    with serving(three) as client:
+        (group,) = client.get("/v2/models/tiny/config").json()["instance_group"]
+    assert group["count"] == 3
+
+
 def test_the_configuration_is_what_perf_analyzer_needs(client: httpx.Client) -> None:
     config = client.get("/v2/models/tiny/config").json()
     assert config == client.get("/v2/models/tiny/versions/7/config").json()
@@ -202,7 +210,7 @@ def test_the_configuration_is_what_perf_analyzer_needs(client: httpx.Client) -> 
     assert "sequence_batching" not in config
     defaults = Settings()
     assert config["dynamic_batching"]["default_queue_policy"]["max_queue_size"] == defaults.max_queue_images
-    assert config["instance_group"] == [{"name": "tiny", "kind": "KIND_CPU", "count": 1}]
+    assert [(group["name"], group["kind"]) for group in config["instance_group"]] == [("tiny", "KIND_CPU")]
     assert config["parameters"]["max_batch_size"] == {"string_value": str(defaults.max_batch_size)}
 
 

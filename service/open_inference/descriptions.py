@@ -84,7 +84,11 @@ def model_config(predictor: Predictor, settings: Settings, *, pinned: bool) -> d
             "default_queue_policy": queue_policy,
         },
         "instance_group": [
-            {"name": model.name, "kind": "KIND_GPU" if model.provider == CUDA else "KIND_CPU", "count": 1}
+            {
+                "name": model.name,
+                "kind": "KIND_GPU" if model.provider == CUDA else "KIND_CPU",
+                "count": predictor.parallel_batches,
+            }
         ],
         "default_model_filename": "model.onnx",
         "parameters": {name: {"string_value": str(value)} for name, value in parameters.items()},
