@@ -4,12 +4,14 @@
 
 The alternatives take turns, round after round, so that whatever else the machine does falls on all of them; ratios are
 of figures of one round, and what is shown is the median of the rounds. The load generator runs on the same cores: what
-it takes is lost to the service, and stands in the table. So do targets that are missed.
+it takes is lost to the service, and stands in the table. With `--apart` it has a CPU of its own, and the service and
+the ceiling share the others. Targets that are missed stand in the table too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -55,15 +57,30 @@ MIB = 2**20
 @click.option("--seconds", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="Of each turn.")
 @click.option("--workers", multiple=True, type=click.IntRange(min=1), default=(1, 2), show_default=True)
 @click.option("--requests", type=click.IntRange(min=1), default=20_000, show_default=True, help="To see memory grow.")
+@click.option("--apart", is_flag=True, help="Leave the last CPU to the load generator.")
 @click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
 def main(
-    model: Path, rounds: int, seconds: float, workers: tuple[int, ...], requests: int, json_out: Path | None
+    model: Path,
+    rounds: int,
+    seconds: float,
+    workers: tuple[int, ...],
+    requests: int,
+    apart: bool,
+    json_out: Path | None,
 ) -> None:
     """Measure the service with its default settings, on this machine's CPUs."""
+    cpus = sorted(os.sched_getaffinity(0))
+    of_generator = cpus[-1:] if apart else cpus
+    if apart:
+        if len(cpus) == 1:
+            raise click.UsageError("--apart needs two CPUs: one for the load generator, the others for the service")
+        os.sched_setaffinity(0, cpus[:-1])  # and so for what is started from here
     begun = environment()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generator = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
+        generator = stack.enter_context(
+            ProcessPoolExecutor(1, get_context("spawn"), os.sched_setaffinity, (0, of_generator))
+        )
         bench = Bench(model, generator, folder, seconds)
         bench.measure_memory(requests)
         servers = {
@@ -88,7 +105,7 @@ def main(
         json_out,
         environment=begun,
         load_average_at_the_end=environment()["load_average"],
-        options={"model": model.name, "rounds": rounds, "seconds": seconds, "connections": CONNECTIONS},
+        options={"model": model.name, "rounds": rounds, "seconds": seconds, "apart": apart, "connections": CONNECTIONS},
         rounds=bench.figures.rounds,
     )
 

@@ -193,10 +193,15 @@ def test_a_caller_that_never_stops_sending_its_head_is_cut_off(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(BoundedHead, "linger_s", 0.2)
-    with connected(client) as caller, pytest.raises(ConnectionError):
-        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
+
+    def lines_without_end(caller: socket.socket) -> None:
         while True:
             caller.sendall(b"X-Many: 1\r\n" * 10_000)
+
+    with connected(client) as caller:
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
+        with pytest.raises(ConnectionError):
+            lines_without_end(caller)
     still_there(client)
 
 
