@@ -16,7 +16,7 @@ from models.experiments.bird_tasks import Task, drawn_birds, photographed_birds
 from models.experiments.birds import PLUMAGES, SIDE, draw_bird
 from models.experiments.cost import Cost
 from models.experiments.experiment import ExperimentError, Settings
-from models.experiments.parts import NETWORKS, WINDOW, PartsNetwork, follows, overlap
+from models.experiments.parts import NETWORKS, PartsNetwork, follows, overlap
 
 
 def experiment(*arguments: object) -> Result:
@@ -90,13 +90,13 @@ def test_windows_begin_as_tiles(task: Task, count: int, middles: list[tuple[floa
     assert found.tolist() == [list(map(list, middles))] * 3
 
 
-def test_a_window_shows_half_of_the_image_pixel_for_pixel(task: Task) -> None:
+def test_a_window_shows_a_part_of_the_image_pixel_for_pixel(task: Task) -> None:
     network = PartsNetwork(task, 4)
     assert network.transformers is not None
     image = torch.rand(1, 1, SIDE, SIDE)
     windows, _ = network.transformers(image)
-    half = SIDE // 2
-    torch.testing.assert_close(windows[:, 2], image[:, :, half:, :half], atol=1e-5, rtol=0)
+    low, high = SIDE // 4 - SIDE // 6, SIDE // 4 + SIDE // 6
+    torch.testing.assert_close(windows[:, 2], image[:, :, -high:-low, low:high], atol=1e-5, rtol=0)
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
@@ -104,30 +104,31 @@ def test_a_window_shows_half_of_the_image_pixel_for_pixel(task: Task) -> None:
 
 def test_overlap_is_the_share_of_a_window() -> None:
     same = torch.zeros(5, 2, 2)
-    assert overlap(same) == 1
-    beside = torch.tensor([[[-WINDOW / 2, 0.0], [WINDOW / 2, 0.0]]])
-    assert overlap(beside) == pytest.approx(0.5)
-    assert overlap(torch.tensor([[[0.0, 0.0], [WINDOW, WINDOW], [2.0, 2.0]]])) == pytest.approx((0.25 + 0 + 0) / 3)
+    assert overlap(same, 0.5) == 1
+    beside = torch.tensor([[[-0.25, 0.0], [0.25, 0.0]]])
+    assert overlap(beside, 0.5) == pytest.approx(0.5)
+    assert overlap(beside, 0.25) == 0
+    assert overlap(torch.tensor([[[0.0, 0.0], [0.5, 0.5], [2.0, 2.0]]]), 0.5) == pytest.approx((0.25 + 0 + 0) / 3)
 
 
 def test_who_follows_which_part() -> None:
     places = torch.from_numpy(np.random.default_rng(0).uniform(-0.8, 0.8, (400, 2, 2))).float()
-    head = follows(places[:, 0] + 0.05, places)
+    head = follows(places[:, 0] + 0.05, places, 0.5)
     assert head["nearer to the head"] > 95
     assert head["holds the head"] == 100
     assert head["moves with the head"] == pytest.approx(100, abs=0.01)
     assert abs(head["moves with the body"]) < 15
-    still = follows(torch.zeros(400, 2), places)
+    still = follows(torch.zeros(400, 2), places, 0.5)
     assert (still["moves with the head"], still["moves with the body"]) == (0, 0)
-    assert still["holds the head"] == pytest.approx(100 * (WINDOW / 0.8) ** 2, abs=10)
+    assert still["holds the head"] == pytest.approx(100 * (0.5 / 0.8) ** 2, abs=10)
 
 
 def test_what_cannot_be_seen_is_left_out() -> None:
     places = torch.zeros(4, 2, 2)
     places[0, 0] = math.nan
     middles = torch.tensor([[9.0, 9.0], [0, 0], [0, 0], [0, 0]])
-    assert follows(middles, places)["holds the head"] == 100
-    assert follows(middles[:1], places[:1]) == {}
+    assert follows(middles, places, 0.5)["holds the head"] == 100
+    assert follows(middles[:1], places[:1], 0.5) == {}
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def test_photographs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_papers_sizes(tmp_path: Path) -> None:
     made = photographed_birds(write_cub(tmp_path / "cub"), Settings(0, tmp_path))
     assert (made.side, made.classes, len(made.widths)) == (448, len(SPECIES), 4)
-    assert round(made.side * WINDOW) == 224
+    assert round(made.side * made.window) == 224
     assert [len(part) for part in (made.training, made.test)] == [4, 2]  # type: ignore[arg-type]
 
 

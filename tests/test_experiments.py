@@ -21,7 +21,7 @@ from housenumber.cli import main
 from models.experiments import distorted_digits, report, stacking, two_digits
 from models.experiments.cost import Cost
 from models.experiments.digits import Digits, load_digits
-from models.experiments.distorted_digits import MODELS
+from models.experiments.distorted_digits import DEFAULTS, MODELS
 from models.experiments.distortions import (
     DISTORTIONS,
     RTS_SIDE,
@@ -38,7 +38,7 @@ from models.experiments.experiment import Result as Figures
 from models.experiments.networks import DigitNetwork, cnn, convolutional_localisation, fitted
 from models.experiments.sampling import SmallDigits, moved
 from models.experiments.stacking import BETWEEN, COMPOSED, ROW, Stack, compose
-from models.experiments.training import answers, built, held_out, plan, train
+from models.experiments.training import Budget, answers, built, held_out, plan, train
 from models.thin_plate import ThinPlateSpline
 from models.transformations import AFFINE, Projective, Rotation, Similarity
 from models.transformer import tiles
@@ -379,6 +379,19 @@ def test_the_networks_of_a_comparison_have_about_as_many_parameters(name: str) -
         assert costs["ST-CNN affine"].multiplications * 4 < costs["CNN"].multiplications
 
 
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_the_default_budget_has_its_own_localisation_and_start(name: str) -> None:
+    distortion, default = DISTORTIONS[name], DEFAULTS[name]
+    networks = [MODELS["ST-CNN TPS"].network(distortion, 100_000, choice) for choice in (None, default)]
+    paper, own = (Cost.of(network, 1, distortion.side, distortion.side).parameters for network in networks)
+    assert paper == pytest.approx(own, rel=0.08)
+    half = 0.5 if name == "cluttered" else 1.0
+    for network, side in zip(networks, (1.0, half), strict=True):
+        outline = network(torch.rand(2, 1, distortion.side, distortion.side))[1][:, 0]
+        torch.testing.assert_close(outline.abs().amax(dim=(1, 2)), torch.full((2,), side))
+    assert MODELS["CNN"].network(distortion, 100_000, default).transformers is None
+
+
 def test_the_default_budget_normalises_every_convolution_and_the_full_one_none(tmp_path: Path) -> None:
     for full in (False, True):
         settings = Settings(0, tmp_path, full=full)
@@ -464,7 +477,7 @@ def test_a_network_learns_the_same_from_the_same_seed_and_learns(mnist: Path) ->
     def wrong(seed: int, steps: int) -> tuple[float, list[float]]:
         settings = Settings(seed, mnist, steps=steps)
         network = built(lambda: DigitNetwork(cnn, 12, 1, 28), settings)
-        train(network, split.training, draw, settings, 1, "")
+        train(network, split.training, draw, settings, Budget(1), "")
         return answers(network, images, labels).wrong, [float(p.detach().sum()) for p in network.parameters()]
 
     assert wrong(0, 2) == wrong(0, 2)
@@ -473,11 +486,17 @@ def test_a_network_learns_the_same_from_the_same_seed_and_learns(mnist: Path) ->
 
 
 def test_the_full_budget_is_the_papers(tmp_path: Path) -> None:
-    optimiser, schedule = plan(Settings(0, tmp_path, full=True), 7)
+    budget = Budget(7, learning_rate=0.5, localisation_factor=0.25)
+    optimiser, schedule = plan(Settings(0, tmp_path, full=True), budget)
     assert (optimiser.name, optimiser.learning_rate, optimiser.weight_decay) == ("sgd", 0.01, 0.0)
     assert (schedule.steps, schedule.batch_size, schedule.step_every) == (150_000, 256, 50_000)
-    assert plan(Settings(0, tmp_path), 7)[1].steps == 7
-    assert plan(Settings(0, tmp_path, full=True, steps=3), 7)[1].steps == 3
+    assert optimiser.localisation_factor == 0.1
+    assert plan(Settings(0, tmp_path, full=True, steps=3), budget)[1].steps == 3
+
+
+def test_the_default_budget_is_the_experiments_own(tmp_path: Path) -> None:
+    optimiser, schedule = plan(Settings(0, tmp_path), Budget(7, learning_rate=0.5, localisation_factor=0.25))
+    assert (optimiser.learning_rate, optimiser.localisation_factor, schedule.steps) == (0.5, 0.25, 7)
 
 
 def test_an_answer_is_right_when_all_of_it_is() -> None:

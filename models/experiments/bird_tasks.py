@@ -23,11 +23,16 @@ from service.imaging import Photo
 DRAWN_STEPS = (1_200, 30_000)
 """By default and with `--full`."""
 DRAWN_BATCH_SIZE = 64
-MOST_IMAGES = 8_000
+DRAWN_WINDOW = 1 / 3
+"""Side of a window as a share of the image's: little more than a part, so that a part half outside tells which way to
+go. In a window of a half, parts lie as a whole or not at all, and no window finds them in this budget."""
+MOST_IMAGES = 12_000
 """Drawn to learn from."""
 TEST_IMAGES = 2_000
 
 CUB_SIDE = 448
+CUB_WINDOW = 0.5
+"""As in the paper."""
 CUB_STEPS = (20, 30_000)
 """At a second and more for each without a GPU, the default does no more than show that it runs."""
 CUB_BATCH_SIZE = 32
@@ -47,6 +52,7 @@ class Task:
         side: of an image, in pixels.
         channels: of an image.
         classes: how many.
+        window: side of a window as a share of the image's.
         widths: of a stream's convolutions, by the number of transformers.
         first_stride: of the first convolution.
         optimiser: and
@@ -61,6 +67,7 @@ class Task:
     side: int
     channels: int
     classes: int
+    window: float
     widths: Mapping[int, tuple[int, ...]]
     first_stride: int
     optimiser: OptimiserTable
@@ -82,11 +89,12 @@ def drawn_birds(settings: Settings) -> Task:
         side=SIDE,
         channels=1,
         classes=CLASSES,
+        window=DRAWN_WINDOW,
         # The stream of none is as much wider as the others' localisation network costs: each network multiplies about
-        # 14 million times.
-        widths={0: (24, 44, 88, 88), 1: (16, 32, 64, 64), 2: (12, 22, 44, 44), 4: (8, 16, 32, 32)},
+        # 10 million times.
+        widths={0: (32, 56, 112, 112), 1: (16, 32, 64, 64), 2: (12, 22, 44, 44), 4: (8, 16, 32, 32)},
         first_stride=1,
-        optimiser=OptimiserTable(name="adamw", learning_rate=3e-3, weight_decay=1e-2, localisation_factor=0.3),
+        optimiser=OptimiserTable(name="adamw", learning_rate=3e-3, weight_decay=1e-2, localisation_factor=0.2),
         schedule=_schedule(steps, DRAWN_BATCH_SIZE),
         mirrored=False,
         workers=0,
@@ -124,6 +132,7 @@ def photographed_birds(folder: Path, settings: Settings) -> Task:
         side=CUB_SIDE,
         channels=3,
         classes=len(cub.species),
+        window=CUB_WINDOW,
         widths=dict.fromkeys((0, 1, 2, 4), CUB_WIDTHS),
         first_stride=2,
         optimiser=OptimiserTable(name="adamw", learning_rate=1e-3, weight_decay=5e-2, localisation_factor=0.1),

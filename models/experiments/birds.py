@@ -2,7 +2,7 @@
 
 A bird is a round head with a beak, a neck, and an oval body, anywhere among leaves and twigs, the head on any side of
 the body. Head and body each bear bars in one of `PLUMAGES` directions, and the class is the pair: one part tells
-nothing of the other. The bars are about three pixels apart, for which half the resolution is too little.
+nothing of the other. The bars are about four pixels apart, for which a third of the resolution is too little.
 """
 
 import math
@@ -15,20 +15,20 @@ SIDE = 96
 """Of an image, in pixels."""
 PLUMAGES = 4
 CLASSES = PLUMAGES**2
-PERIOD = (2.8, 3.4)
+PERIOD = (3.6, 4.4)
 """From one bar to the next, in pixels."""
-CONTRAST = (0.12, 0.2)
+CONTRAST = (0.25, 0.35)
 """Of the bars, either way, where black to white is 1."""
 TURN = math.radians(8)
 """The bars' direction is a plumage's, give or take this."""
-HEAD = (8.0, 10.0)
+HEAD = (11.0, 13.0)
 """Radius of the head."""
 BODY = ((14.0, 17.0), (10.0, 12.0))
 """Half axes of the body, along and across it."""
 DISTANCE = (27.0, 42.0)
 """From the middle of the head to that of the body."""
-LEAVES, TWIGS = (10, 20), (6, 14)
-NOISE = 0.1
+LEAVES, TWIGS = (4, 8), (2, 5)
+NOISE = 0.05
 _MARGIN = 12.0
 """Least distance of a part's middle from the edge."""
 _SUBPIXELS = 4

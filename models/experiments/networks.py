@@ -69,8 +69,8 @@ def connected_localisation(channels: int, side: int) -> tuple[nn.Module, int]:
     return network, 32
 
 
-def convolutional_localisation(channels: int, side: int) -> tuple[nn.Module, int]:
-    """`conv5(20)-max2-conv5(20)-fc20`, unpadded, on the image at half its size, of ST-CNN."""
+def convolutional_localisation(channels: int, side: int, features: int = 20) -> tuple[nn.Module, int]:
+    """`conv5(20)-max2-conv5(20)-fc20`, unpadded, on the image at half its size, of ST-CNN. `features`: of the last."""
     network = nn.Sequential(
         nn.AvgPool2d(2),
         nn.Conv2d(channels, 20, 5),
@@ -79,10 +79,10 @@ def convolutional_localisation(channels: int, side: int) -> tuple[nn.Module, int
         nn.Conv2d(20, 20, 5),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(20 * ((side // 2 - 4) // 2 - 4) ** 2, 20),
+        nn.Linear(20 * ((side // 2 - 4) // 2 - 4) ** 2, features),
         nn.ReLU(),
     )
-    return network, 20
+    return network, features
 
 
 class DigitNetwork(nn.Module):

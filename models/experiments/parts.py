@@ -30,8 +30,6 @@ from models.transformer import ParallelTransformers, tiles
 NETWORKS = {"none": 0, "1 transformer": 1, "2 transformers": 2, "4 transformers": 4}
 TILES = {1: (1, 1), 2: (1, 2), 4: (2, 2)}
 """(rows, columns) that so many windows start at: together they cover all they can."""
-WINDOW = 0.5
-"""Side of a window as a share of the image's, as in the paper."""
 PARTS = ("head", "body")
 
 EXAMPLES = 6
@@ -51,7 +49,7 @@ class PartsNetwork(nn.Module):
     def __init__(self, task: Task, count: int) -> None:
         """`count`: transformers; 0 for none."""
         super().__init__()
-        side = round(task.side * WINDOW)
+        side = round(task.side * task.window)
         self.transformers: ParallelTransformers | None = None
         if count:
             # A window's pixels are the image's: each takes one sample.
@@ -61,7 +59,7 @@ class PartsNetwork(nn.Module):
                 (task.side, task.side),
                 (side, side),
                 (1, 1),
-                transformation=Translation(WINDOW),
+                transformation=Translation(task.window),
                 starts=tiles(*TILES[count]),
             )
         self.whole = nn.AvgPool2d(task.side // side)
@@ -112,9 +110,9 @@ def run(settings: Settings) -> Result:
             "million multiplications": cost.multiplications / 1e6,
         }
         if count > 1:
-            accuracy[name]["overlap"] = 100 * overlap(seen.middles)
+            accuracy[name]["overlap"] = 100 * overlap(seen.middles, task.window)
         for index in range(count):
-            followed[f"{name}: {index + 1}"] = follows(seen.middles[:, index], seen.parts)
+            followed[f"{name}: {index + 1}"] = follows(seen.middles[:, index], seen.parts, task.window)
         shown[name] = _examples(seen, task, count)
     return Result({"accuracy": accuracy, "followed": followed}, plots={"boxes": gallery(shown)})
 
@@ -170,22 +168,25 @@ def look(network: PartsNetwork, task: Task) -> Seen:
     return Seen(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def overlap(middles: Tensor) -> float:
+def overlap(middles: Tensor, window: float) -> float:
     """The share of a window that another one covers too, in the mean over images and pairs of windows.
 
-    `middles`: `[N, K, 2]`, K >= 2.
+    Args:
+        middles: `[N, K, 2]`, K >= 2.
+        window: side of a window as a share of the image's.
     """
     pairs = combinations(range(middles.shape[1]), 2)
-    shares = [(1 - (middles[:, a] - middles[:, b]).abs() / (2 * WINDOW)).clamp(min=0).prod(dim=1) for a, b in pairs]
+    shares = [(1 - (middles[:, a] - middles[:, b]).abs() / (2 * window)).clamp(min=0).prod(dim=1) for a, b in pairs]
     return float(torch.stack(shares).mean())
 
 
-def follows(middles: Tensor, parts: Tensor) -> dict[str, float]:
+def follows(middles: Tensor, parts: Tensor, window: float) -> dict[str, float]:
     """How one transformer's windows lie to the parts, over the images in which both can be seen.
 
     Args:
         middles: `[N, 2]`.
         parts: `[N, 2, 2]`.
+        window: side of a window as a share of the image's.
 
     Returns:
         In per cent, how often the window is nearer to the head, and how often it holds each part's middle; and the
@@ -199,7 +200,7 @@ def follows(middles: Tensor, parts: Tensor) -> dict[str, float]:
     distance = away.norm(dim=2)
     figures = {"nearer to the head": 100 * float((distance[:, 0] < distance[:, 1]).float().mean())}
     for index, part in enumerate(PARTS):
-        figures[f"holds the {part}"] = 100 * float((away[:, index].abs() < WINDOW).all(dim=1).float().mean())
+        figures[f"holds the {part}"] = 100 * float((away[:, index].abs() < window).all(dim=1).float().mean())
     for index, part in enumerate(PARTS):
         both = torch.stack([middles, parts[:, index]])
         centred = both - both.mean(dim=1, keepdim=True)
@@ -216,7 +217,8 @@ def _examples(seen: Seen, task: Task, count: int) -> list[tuple[NDArray[np.float
         middles = seen.middles[index : index + 1]
         outlines = np.zeros((0, 4, 2), np.float32)
         if count:
-            outlines = input_outlines([[(Translation(WINDOW), middles[:, k])] for k in range(count)])[0].numpy()
+            family = Translation(task.window)
+            outlines = input_outlines([[(family, middles[:, k])] for k in range(count)])[0].numpy()
         examples.append((image, outlines))
     return examples
 

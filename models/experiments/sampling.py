@@ -15,12 +15,12 @@ from models.experiments.distortions import RTS_SIDE, rotate_translate_scale
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table
 from models.experiments.networks import convolutional_localisation
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, Budget, answers, built, held_out, train
 from models.transformations import AFFINE, CORNERS, constant
 from models.transformer import Sampling, SpatialTransformer
 
-STEPS = 2_000
-"""Of each network at the default budget, with 64 images each."""
+BUDGET = Budget(steps=2_000)
+"""Of each network."""
 SHRUNK = 3
 """Pixels of the input on each side of one pixel of the target."""
 FILTERS, FULL_FILTERS = 32, 64
@@ -85,7 +85,7 @@ def run(settings: Settings) -> Result:
             filters = FULL_FILTERS if settings.full else FILTERS
             network = built(partial(SmallDigits, kernel, samples, filters), settings)
             cost = Cost.of(network, 1, RTS_SIDE, RTS_SIDE)
-            losses[row] = train(network, split.training, draw, settings, STEPS, row)
+            losses[row] = train(network, split.training, draw, settings, BUDGET, row)
             answered = answers(network, images, labels)
             (network.transformer.sampling,) = (other for other in KERNELS if other != kernel)
             figures[row] = {

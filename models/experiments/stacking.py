@@ -16,12 +16,12 @@ from models.experiments.distortions import rotate
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table
 from models.experiments.networks import cnn, convolutional_localisation
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, Budget, answers, built, held_out, train
 from models.transformations import AFFINE
 from models.transformer import SpatialTransformer
 
-STEPS = 800
-"""Of each network at the default budget, with 64 images each."""
+BUDGET = Budget(steps=800)
+"""Of each network."""
 COUNT = 4
 CHANNELS = 4
 """Of each convolution between or behind the transformers."""
@@ -98,7 +98,7 @@ def run(settings: Settings) -> Result:
     for kind in MODELS:
         network = built(partial(Stack, kind, FULL_FILTERS if settings.full else FILTERS), settings)
         cost = Cost.of(network, 1, SIDE, SIDE)
-        losses[kind] = train(network, split.training, draw, settings, STEPS, kind)
+        losses[kind] = train(network, split.training, draw, settings, BUDGET, kind)
         answered = answers(network, images, labels)
         figures[kind] = {"error": answered.wrong}
         if kind != NONE:

@@ -30,25 +30,44 @@ Draw = Callable[[Digits, Tensor, Generator], tuple[Tensor, Tensor]]
 """The images and targets of the digits of these indices, distorted by chance."""
 
 
-def plan(settings: Settings, steps: int) -> tuple[OptimiserTable, ScheduleTable]:
-    """How the digit networks are trained: for so many steps, or as the paper says (appendix A.4).
+@dataclass(frozen=True)
+class Budget:
+    """How the digit networks are trained by default.
+
+    Attributes:
+        steps: of 64 images each.
+        learning_rate: at its highest.
+        localisation_factor: the localisation network's share of it.
+    """
+
+    steps: int
+    learning_rate: float = 4e-3
+    localisation_factor: float = 0.5
+
+
+def plan(settings: Settings, budget: Budget) -> tuple[OptimiserTable, ScheduleTable]:
+    """How the digit networks are trained: by this budget, or as the paper says (appendix A.4).
 
     The paper: SGD, 150,000 steps of 256 images, learning rate 0.01, divided by 10 every 50,000, no weight decay. It
     says nothing of momentum here, nor of a slower localisation; 0.9 and 0.1 are what it takes for house numbers.
     """
-    steps = settings.budget(steps, FULL_STEPS)
+    steps = settings.budget(budget.steps, FULL_STEPS)
     if settings.full:
         return (
             OptimiserTable(name="sgd", learning_rate=0.01),
             ScheduleTable(name="step", steps=steps, batch_size=256, step_every=FULL_STEPS // 3),
         )
     return (
-        OptimiserTable(name="adamw", learning_rate=4e-3, localisation_factor=0.5),
+        OptimiserTable(
+            name="adamw", learning_rate=budget.learning_rate, localisation_factor=budget.localisation_factor
+        ),
         ScheduleTable(name="cosine", steps=steps, batch_size=64, warmup_steps=steps // 20),
     )
 
 
-def train(network: nn.Module, digits: Digits, draw: Draw, settings: Settings, steps: int, description: str) -> float:
+def train(
+    network: nn.Module, digits: Digits, draw: Draw, settings: Settings, budget: Budget, description: str
+) -> float:
     """Train a network that answers (logits `[N, ..., C]`, ...) for targets `[N, ...]`.
 
     Which digits come when, and how distorted, follows from the seed alone: every network of a comparison sees the same.
@@ -56,7 +75,7 @@ def train(network: nn.Module, digits: Digits, draw: Draw, settings: Settings, st
     Returns:
         The mean loss over the last tenth of the steps.
     """
-    optimiser_table, schedule = plan(settings, steps)
+    optimiser_table, schedule = plan(settings, budget)
     optimiser = build_optimiser(network, optimiser_table)
     generator = torch.Generator().manual_seed(settings.seed)
     device = next(network.parameters()).device

@@ -23,15 +23,18 @@ from models.experiments.networks import (
     fitted,
 )
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, TEST_SEED, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, TEST_SEED, Budget, answers, built, held_out, train
 from models.transformations import IDENTITY_THETA, Matrix, Similarity
 from models.transformer import tiles
 from service.geometry import Region
 
-STEPS = 1_000
-"""Of each network at the default budget, with 64 images each."""
+BUDGETS = {
+    "two channels": Budget(steps=1_000, learning_rate=3e-3),
+    "one image": Budget(steps=1_000, learning_rate=3e-3, localisation_factor=0.1),
+}
+"""Of each network, by where the digits are. At half the rate the localisation dies in one image."""
 PARAMETERS, FULL_PARAMETERS = 100_000, 400_000
-HIDDEN = 32
+HIDDEN = 64
 """Units between the features and what is said of them: a sum is not linear in what the digits look like."""
 BESIDE_SIDE = 60
 """Of the one image that holds both digits, in pixels."""
@@ -145,7 +148,7 @@ def run(settings: Settings) -> Result:
             costs[name][f"1000 parameters, {column}"] = cost.parameters / 1e3
             costs[name][f"million multiplications, {column}"] = cost.multiplications / 1e6
             losses[name][column] = train(
-                network, split.training, partial(draw, place, task), settings, STEPS, f"{column}, {name}"
+                network, split.training, partial(draw, place, task), settings, BUDGETS[place], f"{column}, {name}"
             )
             errors[name][column] = answers(network, images, targets).wrong
             if family:
