@@ -25,7 +25,7 @@ HEAD = (11.0, 13.0)
 """Radius of the head."""
 BODY = ((14.0, 17.0), (10.0, 12.0))
 """Half axes of the body, along and across it."""
-DISTANCE = (27.0, 42.0)
+DISTANCE = (34.0, 50.0)
 """From the middle of the head to that of the body."""
 LEAVES, TWIGS = (4, 8), (2, 5)
 NOISE = 0.05
