@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from http.client import HTTPConnection
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -69,18 +70,17 @@ def main(
     json_out: Path | None,
 ) -> None:
     """Measure the service with its default settings, on this machine's CPUs."""
-    cpus = sorted(os.sched_getaffinity(0))
-    of_generator = cpus[-1:] if apart else cpus
+    hold_generator: tuple[Any, ...] = ()
     if apart:
-        if len(cpus) == 1:
+        *others, last = sorted(os.sched_getaffinity(0))
+        if not others:
             raise click.UsageError("--apart needs two CPUs: one for the load generator, the others for the service")
-        os.sched_setaffinity(0, cpus[:-1])  # and so for what is started from here
+        os.sched_setaffinity(0, others)  # and so for what is started from here
+        hold_generator = (os.sched_setaffinity, (0, [last]))
     begun = environment()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        generator = stack.enter_context(
-            ProcessPoolExecutor(1, get_context("spawn"), os.sched_setaffinity, (0, of_generator))
-        )
+        generator = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn"), *hold_generator))
         bench = Bench(model, generator, folder, seconds)
         bench.measure_memory(requests)
         servers = {

@@ -13,11 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from serving import Held, plain, serving
 from tiny_reader import metadata as tiny_metadata
 
 from bench import hostile as hostile_bench
+from bench import service as service_bench
 from bench.hostile import Attack
 from bench.hostile_requests import hostile
 from bench.load import offer, post, saturate, send
@@ -199,6 +201,13 @@ def test_ratios_are_of_one_round_and_targets_have_a_side() -> None:
     assert Row("ratio", 0.79, least=0.8).verdict == "MISSED"
     assert Row("memory", 401, most=400).verdict == "MISSED"
     assert Row("report", 1).verdict == ""
+
+
+def test_a_load_generator_of_its_own_needs_a_second_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _process: {3})
+    result = CliRunner().invoke(service_bench.main, ["--apart"])
+    assert result.exit_code == 2
+    assert "--apart needs two CPUs" in result.output
 
 
 def test_a_batch_jobs_rate_is_taken_between_its_parts(tmp_path: Path) -> None:
