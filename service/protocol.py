@@ -57,16 +57,19 @@ class BoundedHead(HttpToolsProtocol):
             return
         self._head_bytes += len(data)
         if self._head_bytes > self.max_head_bytes:
-            if self.cycle is None or self.cycle.response_complete:
-                self._refuse()
-            else:
-                self.transport.close()
+            self._refuse()
 
     def _refuse(self) -> None:
-        """Answers 431. A connection closed with bytes unread is reset, and a reset discards the answer at the caller
-        (RFC 9112, section 9.6): so only this side is closed, and what the caller is still sending is read."""
+        """Answers 431; or, where a request before is still being answered, makes that answer the connection's last.
+
+        A connection closed with bytes unread is reset, and a reset discards the answer at the caller (RFC 9112, section
+        9.6): so only this side is closed, and what the caller is still sending is read.
+        """
         self._refused = True
         self._end_head()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+            return
         self.transport.write(_TOO_LARGE)
         self.transport.write_eof()
         self._head_timer = self.loop.call_later(self.linger_s, self.transport.close)

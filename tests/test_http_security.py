@@ -8,6 +8,7 @@ import base64
 import json
 import socket
 import struct
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from serving import encode, listening, plain, problem_of, serving, wait_until
+from serving import Held, encode, listening, plain, problem_of, serving, wait_until
 from tiny_reader import colour_of
 
 from service.app import create_app
@@ -203,6 +204,29 @@ def test_a_caller_that_never_stops_sending_its_head_is_cut_off(
         with pytest.raises(ConnectionError):
             lines_without_end(caller)
     still_there(client)
+
+
+def test_a_head_without_end_takes_no_answer_from_the_request_before_it(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, refused, refuse = Held(engine), threading.Event(), BoundedHead._refuse
+
+    def noted(protocol: BoundedHead) -> None:
+        refuse(protocol)
+        refused.set()
+
+    monkeypatch.setattr(BoundedHead, "_refuse", noted)
+    with serving(held) as client, connected(client) as caller:
+        image = plain("7")
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image) + image)
+        held.inside.wait()
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n" + b"X-Many: 1\r\n" * 10_000)
+        refused.wait()
+        held.go_on.set()
+        head, _, body = until_closed(caller).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" in head.lower()
+    assert json.loads(body)["predictions"][0]["number"] == "7"
 
 
 def test_a_path_without_end_is_too_large(client: httpx.Client) -> None:
