@@ -65,6 +65,22 @@ def test_both_parts_are_in_the_image() -> None:
     places = np.stack([draw_bird(2, index)[2] for index in range(50)])
     assert np.abs(places).max() < 1 - 16 / SIDE
     assert np.linalg.norm(places[:, 0] - places[:, 1], axis=1).min() > 0.5
+    # The head is on the left, so that of two windows each can have its part.
+    assert (places[:, 0, 0] < places[:, 1, 0]).all()
+
+
+def test_the_rim_of_a_part_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A window between head and body sees rims, and learns nothing from them."""
+    monkeypatch.setattr(birds, "NOISE", 0.0)
+    monkeypatch.setattr(birds, "HEAD", (13.0, 13.0))
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
+    for index in range(20):
+        image, _, places = draw_bird(2, index)
+        x, y = (places[0] + 1) / 2 * SIDE
+        away = np.hypot(columns - x, rows - y)
+        rim = image[(away > 13 * birds.MARKED + 1) & (away < 12)].astype(float)
+        assert rim.std() < 1
+        assert image[away < 13 * birds.MARKED - 1].std() > 25
 
 
 # -- networks --------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Drawn birds of two parts: what they are called says what both their head and their body are covered with.
 
-A bird is a round head with a beak, a neck, and an oval body, anywhere among leaves and twigs, the head on any side of
+A bird is a round head with a beak, a neck, and an oval body, anywhere among leaves and twigs, the head on the left of
 the body. Head and body each bear bars in one of `PLUMAGES` directions, and the class is the pair: one part tells
-nothing of the other. The bars are about four pixels apart, for which a third of the resolution is too little.
+nothing of the other. The bars are about four pixels apart, for which a third of the resolution is too little, and
+leave each part's rim plain, so that a window between the two sees little of them.
 """
 
 import math
@@ -27,6 +28,10 @@ BODY = ((14.0, 17.0), (10.0, 12.0))
 """Half axes of the body, along and across it."""
 DISTANCE = (34.0, 50.0)
 """From the middle of the head to that of the body."""
+FACING = math.radians(60)
+"""The head is on the left of the body, up or down by at most this."""
+MARKED = 0.75
+"""The share of a part's half axes within which bars are."""
 LEAVES, TWIGS = (4, 8), (2, 5)
 NOISE = 0.05
 _MARGIN = 12.0
@@ -61,9 +66,10 @@ def draw_bird(seed: int, index: int) -> tuple[NDArray[np.uint8], int, NDArray[np
         turns = np.linspace(0, 2 * math.pi, 40, endpoint=False)
         oval = np.stack([np.cos(turns) * axes[0], np.sin(turns) * axes[1]], axis=1)
         turned = oval @ np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
-        mask = np.zeros_like(image)
+        mask, marked = np.zeros((2, SIDE, SIDE), np.float32)
         _fill(mask, middle + turned, 1.0)
-        image += mask * (skin + _bars(plumage, rng) - image)
+        _fill(marked, middle + MARKED * turned, 1.0)
+        image += mask * (skin + marked * _bars(plumage, rng) - image)
     image += rng.normal(0, NOISE, image.shape).astype(np.float32)
     pixels: NDArray[np.uint8] = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
     parts = np.stack([head, body]) * 2 / SIDE - 1
@@ -74,7 +80,7 @@ def _places(rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.f
     """The middles of head and body, (x, y) in pixels."""
     while True:
         body = rng.uniform(_MARGIN, SIDE - _MARGIN, 2)
-        angle, distance = rng.uniform(0, 2 * math.pi), rng.uniform(*DISTANCE)
+        angle, distance = math.pi + rng.uniform(-FACING, FACING), rng.uniform(*DISTANCE)
         head = body + distance * np.array([math.cos(angle), math.sin(angle)])
         if (head > _MARGIN).all() and (head < SIDE - _MARGIN).all():
             return head, body
