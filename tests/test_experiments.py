@@ -33,12 +33,14 @@ from models.experiments.distortions import (
     rotate,
     warp,
 )
-from models.experiments.experiment import Experiment, ExperimentError, Settings, Table
+from models.experiments.experiment import Experiment, ExperimentError, Settings, Table, correlation
 from models.experiments.experiment import Result as Figures
-from models.experiments.networks import DigitNetwork, cnn, convolutional_localisation, fitted
+from models.experiments.networks import DigitNetwork, cnn, convolutional_localisation, fitted, point_localisation
 from models.experiments.sampling import SmallDigits, moved
 from models.experiments.stacking import BETWEEN, COMPOSED, ROW, Stack, compose
 from models.experiments.training import Budget, answers, built, held_out, plan, train
+from models.readers.compact import POSITION_SCALE
+from models.readers.paper import Localisation
 from models.thin_plate import ThinPlateSpline
 from models.transformations import AFFINE, Projective, Rotation, Similarity
 from models.transformer import tiles
@@ -353,7 +355,7 @@ def test_a_box_follows_the_digit_that_it_moves_with() -> None:
     assert figures["box 1 with digit 2"] == pytest.approx(100, abs=0.01)
     assert figures["box 2 with digit 1"] == pytest.approx(100, abs=0.01)
     assert abs(figures["box 1 with digit 1"]) < 40
-    assert two_digits.correlation(torch.zeros(50, 2), centres[:, 0]) == 0
+    assert correlation(torch.zeros(50, 2), centres[:, 0]) == 0
 
 
 # The networks
@@ -401,6 +403,31 @@ def test_the_default_budget_normalises_every_convolution_and_the_full_one_none(t
         assert kinds.count("BatchNorm2d") == (0 if full else 4)
         behind = [after for kind, after in pairwise(kinds) if kind == "Conv2d"]
         assert set(behind) == {"ReLU" if full else "BatchNorm2d"}
+
+
+@pytest.mark.parametrize("place", two_digits.PLACES)
+@pytest.mark.parametrize("localisation", [convolutional_localisation, point_localisation])
+def test_networks_for_two_digits_have_about_as_many_parameters(place: str, localisation: Localisation) -> None:
+    channels, side, _ = two_digits.PLACES[place]
+    networks = [
+        two_digits.two_digit_network(place, "read", family, 100_000, localisation)
+        for family in two_digits.MODELS.values()
+    ]
+    assert all(92_000 <= Cost.of(network, channels, side, side).parameters <= 100_000 for network in networks)
+
+
+def test_points_move_with_the_digit(digits: Tensor) -> None:
+    """Points on what is brightest move as far as the digit does: 8 of 60 pixels are 2 of the map's 9 places."""
+    localisation, features = point_localisation(1, 60)
+    canvas = torch.zeros(1, 1, 60, 60)
+    canvas[..., 8:36, 8:36] = digits[:1]
+    with torch.no_grad():
+        for parameter in localisation.parameters():
+            parameter.fill_(1.0)
+        before, after = (localisation(image) for image in (canvas, canvas.roll((8, 16), (2, 3))))
+    assert before.shape == (1, features)
+    moved = ((after - before)[0, 20:] / POSITION_SCALE).reshape(-1, 2)
+    torch.testing.assert_close(moved, torch.tensor([8 / 9, 4 / 9]).expand(8, 2), atol=1e-5, rtol=0)
 
 
 def test_an_untrained_transformer_shows_the_classifier_the_whole_image(digits: Tensor) -> None:

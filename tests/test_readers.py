@@ -19,7 +19,7 @@ from models.readers import (
     build_reader,
     negative_log_likelihood,
 )
-from models.readers.compact import CompactReader
+from models.readers.compact import CompactReader, attended, point_positions
 from models.readers.paper import PaperReader
 from models.served import ServedReader
 from models.training.recipe import load_recipe
@@ -218,6 +218,25 @@ class TestCompact:
     def test_forms_it_cannot_take(self, form: tuple[int, int]) -> None:
         with pytest.raises(ValueError, match=f"{form[0]}x{form[1]}"):
             build_reader(ReaderSpec("compact", *form))
+
+    def test_points_are_spatial_softmaxes(self) -> None:
+        """Against the sums written out, place by place."""
+        torch.manual_seed(3)
+        features, maps, positions = torch.randn(2, 3, 2, 4), torch.randn(2, 5, 2, 4), point_positions(2, 4)
+        found, expected = attended(features, maps, positions)
+        xs, ys = (-3.0, -1.0, 1.0, 3.0), (-2.0, 2.0)
+        for image in range(2):
+            for point in range(5):
+                weights = {
+                    (row, column): math.exp(maps[image, point, row, column]) for row in (0, 1) for column in range(4)
+                }
+                total = sum(weights.values())
+                x = sum(weight * xs[column] for (_, column), weight in weights.items()) / total
+                y = sum(weight * ys[row] for (row, _), weight in weights.items()) / total
+                assert expected[image, 2 * point : 2 * point + 2].tolist() == pytest.approx([x, y], abs=1e-5)
+                for channel in range(3):
+                    mean = sum(float(features[image, channel, *place]) * weight for place, weight in weights.items())
+                    assert float(found[image, 3 * point + channel]) == pytest.approx(mean / total, abs=1e-5)
 
     def test_its_twin_is_the_same_trunk_on_the_whole_input(self) -> None:
         """With the transformer at the identity and every pixel sampled, the two are one function."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 
 class ExperimentError(Exception):
@@ -60,6 +61,13 @@ def ratios(cells: Mapping[str, Mapping[str, float]], row: str) -> Cells:
         for name, figures in cells.items()
         if name != row
     }
+
+
+def correlation(points: Tensor, others: Tensor) -> float:
+    """Pearson's r of points `[N, 2]` with others, the mean over x and y; 0 for points that never move."""
+    moved = [those - those.mean(dim=0) for those in (points, others)]
+    deviations = [those.square().mean(dim=0).sqrt().clamp(min=1e-6) for those in moved]
+    return float(((moved[0] * moved[1]).mean(dim=0) / (deviations[0] * deviations[1])).mean())
 
 
 @dataclass(frozen=True)

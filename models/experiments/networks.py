@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from models.boxes import input_outlines
 from models.experiments.digits import SIDE
+from models.readers.compact import POINTS, attended, point_positions
 from models.readers.paper import Localisation
 from models.thin_plate import ThinPlateSpline
 from models.transformations import AFFINE, IDENTITY_THETA, Matrix, Projective, Transformation
@@ -71,18 +72,38 @@ def connected_localisation(channels: int, side: int) -> tuple[nn.Module, int]:
 
 def convolutional_localisation(channels: int, side: int, features: int = 20) -> tuple[nn.Module, int]:
     """`conv5(20)-max2-conv5(20)-fc20`, unpadded, on the image at half its size, of ST-CNN. `features`: of the last."""
-    network = nn.Sequential(
-        nn.AvgPool2d(2),
-        nn.Conv2d(channels, 20, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(20, 20, 5),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(20 * ((side // 2 - 4) // 2 - 4) ** 2, features),
-        nn.ReLU(),
-    )
+    network, map_side = _localisation_convolutions(channels, side)
+    network.extend((nn.Flatten(), nn.Linear(20 * map_side**2, features), nn.ReLU()))
     return network, features
+
+
+def point_localisation(channels: int, side: int) -> tuple[nn.Module, int]:
+    """The same convolutions, and points on their map in the place of the connected layer (not the paper's)."""
+    return _Points(channels, side), 20 + 2 * POINTS
+
+
+def _localisation_convolutions(channels: int, side: int) -> tuple[nn.Sequential, int]:
+    """And the side of the map they give."""
+    network = nn.Sequential(
+        nn.AvgPool2d(2), nn.Conv2d(channels, 20, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(20, 20, 5), nn.ReLU()
+    )
+    return network, (side // 2 - 4) // 2 - 4
+
+
+class _Points(nn.Module):
+    positions: Tensor
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.convolutions, map_side = _localisation_convolutions(channels, side)
+        self.points = nn.Conv2d(20, POINTS, 1)
+        self.describe = nn.Sequential(nn.Linear(POINTS * 20, 20), nn.ReLU())
+        self.register_buffer("positions", point_positions(map_side, map_side), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.convolutions(images)
+        found, positions = attended(features, self.points(features), self.positions)
+        return torch.cat((self.describe(found), positions), dim=1)
 
 
 class DigitNetwork(nn.Module):

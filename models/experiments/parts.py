@@ -20,7 +20,7 @@ from models.boxes import input_outlines
 from models.experiments.bird_tasks import Task, drawn_birds, photographed_birds
 from models.experiments.birds import PLUMAGES
 from models.experiments.cost import Cost
-from models.experiments.experiment import Cells, Experiment, Result, Settings, Table, best_device
+from models.experiments.experiment import Cells, Experiment, Result, Settings, Table, best_device, correlation
 from models.experiments.report import gallery
 from models.readers.compact import LOCALISATION_FEATURES, POINTS, PointLocalisation, convolution
 from models.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
@@ -202,10 +202,7 @@ def follows(middles: Tensor, parts: Tensor, window: float) -> dict[str, float]:
     for index, part in enumerate(PARTS):
         figures[f"holds the {part}"] = 100 * float((away[:, index].abs() < window).all(dim=1).float().mean())
     for index, part in enumerate(PARTS):
-        both = torch.stack([middles, parts[:, index]])
-        centred = both - both.mean(dim=1, keepdim=True)
-        deviations = centred.square().mean(dim=1).sqrt().clamp(min=1e-6).prod(dim=0)
-        figures[f"moves with the {part}"] = 100 * float((centred.prod(dim=0).mean(dim=0) / deviations).mean())
+        figures[f"moves with the {part}"] = 100 * correlation(middles, parts[:, index])
     return figures
 
 

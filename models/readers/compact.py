@@ -136,12 +136,34 @@ def connected_localisation(height: int, width: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def attended(features: Tensor, maps: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """What each map attends to and where that is: its spatial softmax (Levine et al. 2016, section 4.2).
+
+    Args:
+        features: `[N, C, H, W]`.
+        maps: logits `[N, POINTS, H, W]`.
+        positions: of the places in raster order, float32 `[H * W, 2]`.
+
+    Returns:
+        The mean of the features, `[N, POINTS * C]`, and of the positions, float32 `[N, POINTS * 2]`.
+    """
+    weights = maps.flatten(2).float().softmax(dim=-1)
+    found = torch.matmul(weights.to(features.dtype), features.flatten(2).transpose(1, 2))
+    with full_precision(features.device.type):
+        expected = torch.matmul(weights, positions)
+    return found.flatten(1), expected.flatten(1)
+
+
+def point_positions(height: int, width: int) -> Tensor:
+    """The positions `attended` takes for a map: float32 `[height * width, 2]`, (x, y) in [-4, 4]."""
+    return POSITION_SCALE * target_grid(height, width)[:, :2]
+
+
 class PointLocalisation(nn.Module):
     """Where to look: points on a small map, and what is found at them.
 
-    Each of `POINTS` learned maps is turned into one expected position, its spatial softmax (Levine et al. 2016, section
-    4.2), and into the mean of the features it attends to. Theta is nearly linear in the positions, so a number that
-    takes a sixth of the view is found sooner than by a connected layer on the map.
+    Theta is nearly linear in the positions, so a number that takes a sixth of the view is found sooner than by a
+    connected layer on the map.
     """
 
     positions: Tensor
@@ -159,17 +181,14 @@ class PointLocalisation(nn.Module):
         )
         self.points = nn.Conv2d(c, POINTS, 1)
         self.describe = nn.Sequential(nn.Linear(POINTS * c, LOCALISATION_FEATURES), nn.ReLU())
-        positions = POSITION_SCALE * target_grid(math.ceil(height / 16), math.ceil(width / 16))[:, :2]
+        positions = point_positions(math.ceil(height / 16), math.ceil(width / 16))
         self.register_buffer("positions", positions, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[N, 1, height, width]` -> `[N, LOCALISATION_FEATURES + 2 * POINTS]`."""
         features = self.convolutions(x)
-        weights = self.points(features).flatten(2).float().softmax(dim=-1)
-        found = torch.matmul(weights.to(features.dtype), features.flatten(2).transpose(1, 2))
-        with full_precision(x.device.type):
-            positions = torch.matmul(weights, self.positions)
-        return torch.cat((self.describe(found.flatten(1)).float(), positions.flatten(1)), dim=1)
+        found, positions = attended(features, self.points(features), self.positions)
+        return torch.cat((self.describe(found).float(), positions), dim=1)
 
 
 class CompactReader(nn.Module):
