@@ -79,7 +79,7 @@ MODELS = {
 _LARGER = partial(convolutional_localisation, features=64)
 _MIDDLE = ((0.5, 0.0, 0.0), (0.0, 0.5, 0.0))
 DEFAULTS = dict.fromkeys(DISTORTIONS, Default(Budget(800, localisation_factor=1.0), _LARGER, IDENTITY_THETA)) | {
-    "R": Default(Budget(2_500, localisation_factor=1.0), _LARGER, IDENTITY_THETA),
+    "R": Default(Budget(2_000, localisation_factor=1.0), _LARGER, IDENTITY_THETA),
     "cluttered": Default(Budget(800, localisation_factor=0.2), point_localisation, _MIDDLE),
 }
 """Chosen on 1,600 of the digits to learn from. In clutter a connected localisation that is larger or faster loses the
