@@ -271,7 +271,7 @@ def test_a_second_look_sees_the_number_level(degrees: float, wide: bool) -> None
     image = np.zeros((height, width, 3), np.uint8)
     cv2.fillConvexPoly(image, np.rint(bar * 16).astype(np.int32), (255, 255, 255), cv2.LINE_AA, 4)
     twice = SecondLook(BarReader())
-    assert (twice.sha256, twice.provider, twice.parallel_batches) == ("bar", "test", 1)
+    assert (twice.sha256, twice.provider, twice.parallel_batches) == ("bar", "test", 4)
     outputs = twice.infer(image[None])
     # Had it looked once, it would have read 1 wherever the bar slopes.
     assert [read.number for read in decode(outputs.probabilities, twice.metadata.alphabet)] == ["2"]

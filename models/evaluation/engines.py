@@ -29,12 +29,11 @@ def load_engine(model: Path, provider: Provider) -> Engine:
     raise click.UsageError(f"{model} is neither an artifact (.onnx) nor weights (.safetensors)")
 
 
-class RecordingEngine:
-    """An engine that keeps the probabilities of every image it is given, in order."""
+class WrappedEngine:
+    """What an engine around another one has of that."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._batches: list[NDArray[np.float32]] = []
 
     @property
     def metadata(self) -> ArtifactMetadata:
@@ -47,6 +46,18 @@ class RecordingEngine:
     @property
     def provider(self) -> str:
         return self._engine.provider
+
+    @property
+    def parallel_batches(self) -> int:
+        return self._engine.parallel_batches
+
+
+class RecordingEngine(WrappedEngine):
+    """An engine that keeps the probabilities of every image it is given, in order."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self._batches: list[NDArray[np.float32]] = []
 
     @property
     def parallel_batches(self) -> int:

@@ -6,35 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.data.warp import Matrix, rotation, warped
-from service.artifact import ArtifactMetadata
+from models.evaluation.engines import WrappedEngine
 from service.decoding import decode
-from service.engine import Engine, Outputs
+from service.engine import Outputs
 
 
-class SecondLook:
+class SecondLook(WrappedEngine):
     """An engine that runs another one twice, and keeps for each image the outputs of which it is the more confident.
 
     For the second look a view is turned about its middle until the upper edge of the box that the last transformer
     found is level. Thetas and boxes are those of the view as it was given. Without transformers there is nothing to
     turn by: the second look is then the first.
     """
-
-    parallel_batches = 1
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    @property
-    def metadata(self) -> ArtifactMetadata:
-        return self._engine.metadata
-
-    @property
-    def sha256(self) -> str:
-        return self._engine.sha256
-
-    @property
-    def provider(self) -> str:
-        return self._engine.provider
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `service.engine.Engine.infer`."""
