@@ -17,18 +17,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image as PillowImage
 from rich.console import Console
 from rich.table import Table
 
 from service.artifact import INPUT_NAME, OUTPUT_NAMES
-from service.batcher import Batcher
+from service.batcher import Batcher, Image
 from service.cpus import usable_cpus
 from service.engine import OnnxEngine
 from service.imaging import Photo
@@ -134,7 +135,7 @@ def spinning(model: Path, threads: int, rounds: int, pause_ms: float) -> None:
 def limits(model: Path, threads: int, rounds: int, seconds: float) -> None:
     """Callers that each wait for their answer, many of them (saturation) and a few that also pause."""
     engine = OnnxEngine(model, "cpu", intra_op_threads=threads)
-    pixels = _images(engine, 1)[0]
+    image = partial(np.asarray, _images(engine, 1)[0])
     turns = [
         (size, delay, callers, pause)
         for callers, pause in ((128, 0.0), (4, 0.01))
@@ -144,7 +145,7 @@ def limits(model: Path, threads: int, rounds: int, seconds: float) -> None:
     noted: dict[tuple[int, float, int, float], list[tuple[float, float, float]]] = {}
     for _ in range(rounds):
         for turn in turns:
-            noted.setdefault(turn, []).append(asyncio.run(_load(engine, pixels, *turn, seconds)))
+            noted.setdefault(turn, []).append(asyncio.run(_load(engine, image, *turn, seconds)))
     table = Table("callers", "pause, ms", "max batch", "delay, ms", "images/s", "ms, median", "ms, 99 %")
     for (size, delay, callers, pause), measured in noted.items():
         rate, median, slow = (statistics.median(values) for values in zip(*measured, strict=True))
@@ -162,7 +163,7 @@ def limits(model: Path, threads: int, rounds: int, seconds: float) -> None:
 
 async def _load(
     engine: OnnxEngine,
-    pixels: NDArray[np.uint8],
+    image: Image,
     size: int,
     delay_ms: float,
     callers: int,
@@ -177,7 +178,7 @@ async def _load(
 
     async def caller() -> None:
         while (started := time.perf_counter()) < end:
-            await batcher.submit([pixels])[0]
+            await batcher.submit([image])[0]
             waits.append(time.perf_counter() - started)
             await asyncio.sleep(pause)
 
@@ -204,7 +205,7 @@ def _decoding(threads: int) -> Iterator[Callable[[], int]]:
     """Threads that decode a photograph over and over; gives how many they have done."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(noise).resize((800, 600), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    PillowImage.fromarray(noise).resize((800, 600), PillowImage.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
     done, stop = [0] * threads, threading.Event()
 
     def work(index: int) -> None:

@@ -3,6 +3,9 @@
 It knows nothing of HTTP. Whenever the engine is free for another batch it takes what is waiting, up to
 `max_batch_size` images in the order they came: under little load a batch is one image and nobody waits for company,
 under much load they fill by themselves, and a request of a hundred images shares them with a hundred requests of one.
+
+The thread that runs a batch also asks its images for their pixels. Where that is decoding, a core that does one after
+the other reads a fifth more than one on which several threads take turns (docs/results.md).
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,31 +31,43 @@ from service.observing import Dropped, tell, unheard
 logger = logging.getLogger(__name__)
 
 Infer = Callable[[NDArray[np.uint8]], Outputs]
+Image = Callable[[], NDArray[np.uint8]]
+"""Gives its pixels, uint8 [H, W, 3], when it is called, from any thread; or raises the ServiceError that is its answer.
+A second call gives the same."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The outputs for one image (N = 1), the seconds it waited and the seconds its batch took."""
+    """The outputs for one image (N = 1), the seconds until its batch began, and what the batch then took: to get the
+    pixels of all its images, and in the engine."""
 
     outputs: Outputs
     queue_s: float
+    decode_s: float
     inference_s: float
 
 
 @dataclass(slots=True)
 class _Item:
-    pixels: NDArray[np.uint8]
+    image: Image
     future: asyncio.Future[Answer]
     deadline: float | None
     arrived: float
+
+    def is_wanted(self, now: float) -> bool:
+        return not (self.future.done() or self.is_late(now))
+
+    def is_late(self, now: float) -> bool:
+        return self.deadline is not None and self.deadline <= now
 
 
 class Batcher:
     """Runs `infer` (uint8 [N, H, W, 3] -> Outputs) on up to `parallel_batches` batches at a time, each in a thread.
 
     `max_queue_images` bounds what waits, and what will wait once it is decoded (`reserve`), not what is being computed.
-    With `max_batch_delay_s` a batch that is not full goes when its first image has waited so long, whatever comes after
-    it. `observe_batch` is told the size of every batch, `observe_dropped` why an image was not computed,
+    Without a delay, what waits is shared among the batches that may begin. With `max_batch_delay_s` it goes together,
+    and a batch that is not full goes when its first image has waited so long, whatever comes after it. `observe_batch`
+    is told the size of every batch that is given to `infer`, `observe_dropped` why an image was not computed,
     `observe_rejected` how many images found no place; what they raise is logged. Use it from one event loop: `start`,
     then `submit` as often as you like, then `close`.
     """
@@ -133,18 +149,17 @@ class Batcher:
             self._reserved -= images
             self._wake.set()  # there may be nothing left to do
 
-    def submit(
-        self, images: Sequence[NDArray[np.uint8]], deadline: float | None = None
-    ) -> list[asyncio.Future[Answer]]:
+    def submit(self, images: Sequence[Image], deadline: float | None = None) -> list[asyncio.Future[Answer]]:
         """Queues images, all or none, and gives one future per image.
 
         `deadline` is in the event loop's time (`time.monotonic`). An image whose future is cancelled, or whose
-        deadline has passed (DeadlineExceeded), is dropped before it is computed. A future fails with Internal when
-        the engine fails on that image, with Draining when the batcher closes first. Raises as `check_room` does.
+        deadline has passed (DeadlineExceeded), is dropped before it is asked for its pixels. A future fails with what
+        the image raises, with Internal when that is no ServiceError or the engine fails on the image, and with Draining
+        when the batcher closes first. Raises as `check_room` does.
         """
         self.check_room(len(images))
         now, loop = monotonic(), asyncio.get_running_loop()
-        items = [_Item(pixels, loop.create_future(), deadline, now) for pixels in images]
+        items = [_Item(image, loop.create_future(), deadline, now) for image in images]
         for item in items:
             item.future.add_done_callback(self._on_done)
             self._waiting[item.future] = item
@@ -193,8 +208,11 @@ class Batcher:
                 await self._wake.wait()
 
     def _take(self) -> list[_Item]:
+        most = self._max_batch_size
+        if not self._max_batch_delay_s:
+            most = min(most, math.ceil(len(self._waiting) / (self._parallel_batches - len(self._running))))
         batch: list[_Item] = []
-        while self._waiting and len(batch) < self._max_batch_size:
+        while self._waiting and len(batch) < most:
             _, item = self._waiting.popitem(last=False)
             if self._still_wanted(item):
                 batch.append(item)
@@ -213,7 +231,8 @@ class Batcher:
         """Sees to it that every future of the batch is done, and raises no Exception."""
         self._rate.busy(monotonic())
         try:
-            await self._answer(batch)
+            if batch:
+                await self._answer(batch)
         except Exception:
             logger.exception("a batch was not computed")
         finally:
@@ -221,39 +240,45 @@ class Batcher:
             self._rate.done(len(batch), monotonic())
 
     async def _answer(self, batch: list[_Item]) -> None:
-        error = await self._compute(batch) if batch else None
-        if error is not None and len(batch) > 1:
+        read, error = await self._compute(batch)
+        if error is not None and len(read) > 1:
             # One bad image must not take its neighbours with it: find out which one it was.
-            logger.warning("a batch of %d images failed (%r); reading them one by one", len(batch), error)
-            for item in batch:
+            logger.warning("a batch of %d images failed (%r); reading them one by one", len(read), error)
+            for item in read:
                 if self._still_wanted(item):
                     await self._answer([item])
         elif error is not None:
             logger.error("the engine failed on an image", exc_info=error)
 
-    async def _compute(self, batch: list[_Item]) -> BaseException | None:
-        """Answers the images of the batch, or gives what the engine raised."""
-        loop = asyncio.get_running_loop()
-        started = monotonic()
-        pixels = [item.pixels for item in batch]
-        result = await loop.run_in_executor(self._executor, attempt, self._infer, pixels)
-        if isinstance(result, BaseException):
-            return result
-        tell(self._observe_batch, len(batch))
-        elapsed = monotonic() - started
-        outputs, finite = result
-        for index, (item, is_finite) in enumerate(zip(batch, finite, strict=True)):
+    async def _compute(self, batch: list[_Item]) -> tuple[list[_Item], BaseException | None]:
+        """Answers the images of the batch. Gives those that had pixels, and what the engine raised on them, if that."""
+        run = await asyncio.get_running_loop().run_in_executor(self._executor, _run, self._infer, batch)
+        read: list[_Item] = []
+        for item, pixels in zip(batch, run.pixels, strict=True):
+            if isinstance(pixels, np.ndarray):
+                read.append(item)
+            elif pixels is None:
+                self._still_wanted(item)  # says why it is not
+            elif not item.future.done():
+                item.future.set_exception(pixels)
+        if run.result is None or isinstance(run.result, BaseException):
+            return read, run.result
+        tell(self._observe_batch, len(read))
+        outputs, finite = run.result
+        for index, (item, is_finite) in enumerate(zip(read, finite, strict=True)):
             if not is_finite:
                 logger.error("the engine's outputs for an image are not finite numbers")
             elif not item.future.done():
-                item.future.set_result(Answer(outputs.part(index, index + 1), started - item.arrived, elapsed))
-        return None
+                queue_s = run.began - item.arrived
+                answer = Answer(outputs.part(index, index + 1), queue_s, run.decode_s, run.inference_s)
+                item.future.set_result(answer)
+        return read, None
 
     def _still_wanted(self, item: _Item) -> bool:
         if item.future.done():
             tell(self._observe_dropped, "cancelled")
             return False
-        if item.deadline is not None and item.deadline <= monotonic():
+        if item.is_late(monotonic()):
             item.future.set_exception(DeadlineExceeded("the deadline passed while the image waited to be read"))
             tell(self._observe_dropped, "expired")
             return False
@@ -274,6 +299,42 @@ def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> Non
     for item in items:
         if not item.future.done():
             item.future.set_exception(error(detail))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What came of a batch: for each image its pixels, or why there are none, or None where they were not wanted any
+    more; the outputs for those that have some and which of them are finite, or what the engine raised, or None where
+    none has any."""
+
+    began: float
+    pixels: list[NDArray[np.uint8] | ServiceError | None]
+    decode_s: float
+    result: tuple[Outputs, NDArray[np.bool_]] | BaseException | None
+    inference_s: float
+
+
+def _run(infer: Infer, batch: Sequence[_Item]) -> _Run:
+    """A batch, in its thread."""
+    began = monotonic()
+    # A batch of large photographs takes its time: who has left meanwhile, or whose time is up, does not cost any more.
+    pixels = [_pixels_of(item.image) if item.is_wanted(monotonic()) else None for item in batch]
+    decoded = monotonic()
+    some = [of_image for of_image in pixels if isinstance(of_image, np.ndarray)]
+    result = attempt(infer, some) if some else None
+    return _Run(began, pixels, decoded - began, result, monotonic() - decoded)
+
+
+def _pixels_of(image: Image) -> NDArray[np.uint8] | ServiceError:
+    try:
+        return image()
+    except ServiceError as error:
+        # With its frames it would keep alive what they know, the engine and itself among it.
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
+    except BaseException as error:
+        logger.error("an image gave no pixels", exc_info=error)
+        return Internal("the image could not be prepared")
 
 
 def attempt(infer: Infer, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Outputs, NDArray[np.bool_]] | BaseException:

@@ -35,6 +35,7 @@ class DecodePool:
         observe_dropped: Callable[[Dropped], None] = unheard,
         observe_rejected: Callable[[int], None] = unheard,
     ) -> None:
+        self.threads = threads
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._max_jobs = max_jobs
         self._observe_dropped = observe_dropped

@@ -95,7 +95,7 @@ class Metrics:
         )
         self._stages = Histogram(
             "housenumber_predict_seconds",
-            "Seconds of an answered request to read images, by stage: decode, queue, inference and total.",
+            "Seconds of an answered request to read images, by stage: queue, decode, inference and total.",
             ("stage",),
             buckets=_SECONDS,
             registry=registry,
@@ -105,13 +105,13 @@ class Metrics:
         )
         self._queue = Gauge(
             "housenumber_queue_images",
-            "Images that wait for the model at the moment.",
+            "Images that wait to be decoded and read at the moment.",
             registry=registry,
             multiprocess_mode="livesum",
         )
         self._decoding = Gauge(
             "housenumber_decode_jobs",
-            "Images and JSON bodies that wait to be decoded, or are being decoded, at the moment.",
+            "JSON bodies, and images where these are decoded ahead, that wait to be decoded or are being decoded.",
             registry=registry,
             multiprocess_mode="livesum",
         )

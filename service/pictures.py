@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import BadImage, BadRequest, Internal, ServiceError, UnsupportedMediaType
 from service.geometry import Region
@@ -33,9 +37,14 @@ class Picture:
     media_type: str = ""
 
     @property
+    def asked(self) -> tuple[Rectangle | None, ...]:
+        """The regions to be read; None is the whole image."""
+        return self.regions or (None,)
+
+    @property
     def items(self) -> int:
         """How many predictions it asks for."""
-        return max(1, len(self.regions))
+        return len(self.asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,36 @@ class Item:
 
     def prediction(self, answer: Reading | ServiceError, *, boxes: bool) -> Prediction:
         return Prediction.of(answer, id=self.id, image=self.image, region=self.region, boxes=boxes)
+
+
+class Preparation:
+    """A picture that is decoded once, in the thread that first needs something of it."""
+
+    def __init__(self, picture: Picture, prepare: Callable[[Picture], list[Item]]) -> None:
+        self.picture = picture
+        self._prepare = prepare
+        self._lock = Lock()
+        self._items: list[Item] | None = None
+
+    def items(self) -> list[Item]:
+        """What it asks for, decoded by now."""
+        with self._lock:
+            if self._items is None:
+                self._items = self._prepare(self.picture)
+            return self._items
+
+    def outcome(self) -> list[Item]:
+        """The same, decoded or not: that no thread has come to it is then what is wrong with its items."""
+        if self._items is None:
+            return _items(self.picture, None, [Internal("the image was not prepared")] * self.picture.items)
+        return self._items
+
+    def pixels(self, index: int) -> NDArray[np.uint8]:
+        """The view of one of its items, uint8 [h, w, 3]; raises why there is none, a ServiceError."""
+        view = self.items()[index].view
+        if isinstance(view, ServiceError):
+            raise view
+        return view.pixels
 
 
 def views_of(items: Iterable[Item]) -> list[View]:
@@ -76,19 +115,22 @@ def prepare(picture: Picture, size: tuple[int, int], max_pixels: int) -> list[It
 
     Raises nothing: what is wrong with the picture, or with one of its regions, stands in its items.
     """
-    asked: tuple[Rectangle | None, ...] = picture.regions or (None,)
     photo: Photo | None = None
     views: list[View | ServiceError]
     try:
         photo = _open(picture, max_pixels)
-        views = _views(photo, asked, size)
+        views = _views(photo, picture.asked, size)
     except ServiceError as error:
-        views = [error] * len(asked)
+        views = [error] * picture.items
     except Exception:
         logger.exception("an image could not be prepared")
-        views = [Internal("the image could not be prepared")] * len(asked)
+        views = [Internal("the image could not be prepared")] * picture.items
+    return _items(picture, photo, views)
+
+
+def _items(picture: Picture, photo: Photo | None, views: Sequence[View | ServiceError]) -> list[Item]:
     image = ImageInfo(index=picture.index, width=photo.width if photo else None, height=photo.height if photo else None)
-    return [Item(picture.id, image, region, view) for region, view in zip(asked, views, strict=True)]
+    return [Item(picture.id, image, region, view) for region, view in zip(picture.asked, views, strict=True)]
 
 
 def _open(picture: Picture, max_pixels: int) -> Photo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import ArtifactMetadata
-from service.batcher import Answer, Batcher
+from service.batcher import Answer, Batcher, Image
 from service.decode_pool import DecodePool
-from service.engine import Outputs
-from service.errors import Internal, ServiceError
+from service.engine import CUDA, Outputs
+from service.errors import DeadlineExceeded, ServiceError, Unavailable
 from service.geometry import Region
 from service.imaging import View
 from service.metrics import Metrics
-from service.pictures import Item, Picture, answers_of, prepare, views_of
+from service.pictures import Item, Picture, Preparation, answers_of, prepare, views_of
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
 from service.settings import Settings
@@ -48,20 +48,23 @@ Kept = TypeVar("Kept", View, Reading)
 
 
 class Predictor:
-    """A loaded reader with its batcher, and the pool that decodes for it."""
+    """A loaded reader with its batcher, and the pool that decodes for it where its batches do not."""
 
     def __init__(self, reader: Reader, pool: DecodePool, settings: Settings, metrics: Metrics) -> None:
+        engine = reader.engine
         self.model = ModelInfo.of(reader)
         self.statistics = Statistics()
         self._reader = reader
         self._pool = pool
+        # Else in the threads of the batches: where those are as many as are to decode, and compute themselves.
+        self._decodes_ahead = engine.provider == CUDA or engine.parallel_batches != pool.threads
         self._prepare = partial(prepare, size=reader.metadata.input_size, max_pixels=settings.max_pixels)
         self._batcher = Batcher(
             self.statistics.timing(reader.infer),
             max_batch_size=settings.max_batch_size,
             max_queue_images=settings.max_queue_images,
             max_batch_delay_s=settings.max_batch_delay_ms / 1000,
-            parallel_batches=reader.engine.parallel_batches,
+            parallel_batches=engine.parallel_batches,
             observe_batch=metrics.observe_batch,
             observe_dropped=partial(metrics.observe_dropped, "queue"),
             observe_rejected=partial(metrics.observe_rejected, "queue"),
@@ -145,72 +148,82 @@ class Predictor:
         self, pictures: Sequence[Picture], min_confidence: float | None, boxes: bool, deadline: float
     ) -> Predicted:
         started = perf_counter()
-        items = await self._items(pictures, deadline)
-        decode_s = perf_counter() - started
-        if len(pictures) == 1:
-            _refuse([item.view for item in items])
-
-        views = views_of(items)
-        futures = self._batcher.submit([view.pixels for view in views], deadline)
-        results = await asyncio.gather(*futures, return_exceptions=True)
+        preparations = await self._prepared(pictures, deadline)
+        ahead_s = perf_counter() - started
+        results = await self._computed(_images_of(preparations), deadline)
         answered_at = perf_counter()
-        answers = answers_of(items, self._readings(views, results, min_confidence, boxes))
-
+        items = _items_of(preparations)
+        of_views = [result for item, result in zip(items, results, strict=True) if isinstance(item.view, View)]
+        answers = answers_of(items, self._readings(views_of(items), of_views, min_confidence, boxes))
         if len(pictures) == 1:
             _refuse(answers)
-        queue_s, inference_s = _of_the_last([result for result in results if isinstance(result, Answer)])
+        queue_s, decode_s, inference_s = _of_the_last(results)
         return Predicted(
             predictions=[item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)],
             began=started,
-            decode_s=decode_s,
+            decoded_ahead=self._decodes_ahead,
             queue_s=queue_s,
+            decode_s=ahead_s + decode_s,
             inference_s=inference_s,
             compose_s=perf_counter() - answered_at,
         )
 
     async def _infer(self, images: Sequence[Picture] | NDArray[np.uint8], deadline: float) -> Inferred:
         started = perf_counter()
-        views = await self._views(images, deadline)
-        decode_s = perf_counter() - started
-        futures = self._batcher.submit([view.pixels for view in views], deadline)
-        results = await asyncio.gather(*futures, return_exceptions=True)
+        if isinstance(images, np.ndarray):
+            preparations: list[Preparation] = []
+            pixels: list[Image] = [partial(np.asarray, of_image) for of_image in images]
+        else:
+            preparations = await self._prepared(images, deadline)
+            pixels = _images_of(preparations)
+        ahead_s = perf_counter() - started
+        results = await self._computed(pixels, deadline)
         answered_at = perf_counter()
+        if isinstance(images, np.ndarray):
+            height, width = self.metadata.input_size
+            views = [View(of_image, Region.whole(width, height)) for of_image in images]
+        else:
+            views = _unfailed([item.view for item in _items_of(preparations)])
         readings = _unfailed(self._readings(views, results, None, boxes=False))
-        answered = [result for result in results if isinstance(result, Answer)]
-        queue_s, inference_s = _of_the_last(answered)
+        queue_s, decode_s, inference_s = _of_the_last(results)
         return Inferred(
-            outputs=Outputs.joined([answer.outputs for answer in answered]),
+            outputs=Outputs.joined([result.outputs for result in results if isinstance(result, Answer)]),
             readings=readings,
             began=started,
-            decode_s=decode_s,
+            decoded_ahead=self._decodes_ahead,
             queue_s=queue_s,
+            decode_s=ahead_s + decode_s,
             inference_s=inference_s,
             compose_s=perf_counter() - answered_at,
         )
 
-    async def _views(self, images: Sequence[Picture] | NDArray[np.uint8], deadline: float) -> list[View]:
-        if isinstance(images, np.ndarray):
-            height, width = self.metadata.input_size
-            return [View(pixels, Region.whole(width, height)) for pixels in images]
-        return _unfailed([item.view for item in await self._items(images, deadline)])
+    async def _prepared(self, pictures: Sequence[Picture], deadline: float) -> list[Preparation]:
+        """The pictures, decoded where that is done ahead. There is still room in the queue for them then, until the
+        event loop does something else."""
+        preparations = [Preparation(picture, self._prepare) for picture in pictures]
+        if self._decodes_ahead:
+            with self._batcher.reserve(sum(picture.items for picture in pictures)):
+                await self._pool.map(Preparation.items, preparations, deadline)
+        return preparations
 
-    async def _items(self, pictures: Sequence[Picture], deadline: float) -> list[Item]:
-        """What the pictures ask for, decoded. When it comes back there is still room for all of it in the queue."""
-        with self._batcher.reserve(sum(picture.items for picture in pictures)):
-            groups = await self._pool.map(self._prepare, pictures, deadline)
-        return [item for group in groups for item in group]
+    async def _computed(self, images: Sequence[Image], deadline: float) -> list[Answer | ServiceError]:
+        """The answer for each image, or what is wrong with it; raises what concerns the request as a whole."""
+        futures = self._batcher.submit(images, deadline)
+        results: list[Answer | ServiceError] = []
+        for result in await asyncio.gather(*futures, return_exceptions=True):
+            if isinstance(result, DeadlineExceeded | Unavailable) or not isinstance(result, Answer | ServiceError):
+                raise result
+            results.append(result)
+        return results
 
     def _readings(
         self,
         views: Sequence[View],
-        results: Sequence[Answer | BaseException],
+        results: Sequence[Answer | ServiceError],
         min_confidence: float | None,
         boxes: bool,
     ) -> list[Reading | ServiceError]:
-        """One per view, in order. Only Internal is the fault of one image; anything else is raised."""
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, Internal):
-                raise result
+        """One per view, in order."""
         read = [(v, r.outputs) for v, r in zip(views, results, strict=True) if isinstance(r, Answer)]
         composed: list[Reading] = []
         if read:
@@ -220,12 +233,24 @@ class Predictor:
         for reading in composed:
             self._observe_reading(reading)
         in_order = iter(composed)
-        return [result if isinstance(result, Internal) else next(in_order) for result in results]
+        return [result if isinstance(result, ServiceError) else next(in_order) for result in results]
 
 
-def _of_the_last(answers: Sequence[Answer]) -> tuple[float, float]:
-    """Seconds of the wait and of the batch of the image that was answered last; 0 where none was."""
-    return max(((answer.queue_s, answer.inference_s) for answer in answers), key=sum, default=(0.0, 0.0))
+def _images_of(preparations: Iterable[Preparation]) -> list[Image]:
+    return [
+        partial(preparation.pixels, index) for preparation in preparations for index in range(preparation.picture.items)
+    ]
+
+
+def _items_of(preparations: Iterable[Preparation]) -> list[Item]:
+    return [item for preparation in preparations for item in preparation.outcome()]
+
+
+def _of_the_last(results: Iterable[Answer | ServiceError]) -> tuple[float, float, float]:
+    """Seconds that the image waited that was answered last, and its batch took, to decode and in the engine; 0 where
+    none was answered."""
+    answers = (result for result in results if isinstance(result, Answer))
+    return max(((a.queue_s, a.decode_s, a.inference_s) for a in answers), key=sum, default=(0.0, 0.0, 0.0))
 
 
 def _refuse(answers: Sequence[object]) -> None:

@@ -111,7 +111,10 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(64, ge=1, description="Most images per request; each region counts as one.")
     decode_threads: int | None = Field(
-        None, ge=1, description="Threads that decode images; by default the CPUs this process may use."
+        None,
+        ge=1,
+        description="Threads that decode; by default the CPUs this process may use. On the CPU, with as many batches at"
+        " a time, the batches decode their images themselves, and these threads JSON bodies alone.",
     )
     preset: Literal["latency", "throughput"] = Field(
         "latency",

@@ -18,12 +18,14 @@ from service.engine import Outputs
 class Stages:
     """Seconds of an answered request, one after the other, from `began` (a `perf_counter`) on.
 
-    Bytes to pixels; the wait of the image that was answered last, and the batch it was in; outputs to answer.
+    The wait of the image that was answered last, and its batch: bytes to pixels, and in the engine; outputs to answer.
+    Where `decoded_ahead`, the images of the request were decoded before they waited.
     """
 
     began: float
-    decode_s: float
+    decoded_ahead: bool
     queue_s: float
+    decode_s: float
     inference_s: float
     compose_s: float
 

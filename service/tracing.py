@@ -1,6 +1,6 @@
 """OpenTelemetry traces, an extra: this module is imported only where the setting `tracing` is on.
 
-One server span per request, and below it `decode`, `queue` and `inference` of what was answered, with the times that
+One server span per request, and below it `queue`, `decode` and `inference` of what was answered, with the times that
 the predictor measured. OpenTelemetry's own variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `OTEL_SERVICE_NAME`,
 `OTEL_TRACES_SAMPLER`, `OTEL_PROPAGATORS`, ...) say where spans go, under which name, which are kept and whose traces
 go on. Spans say what the log says, with the names of OpenTelemetry's conventions where there are some: nothing of an
@@ -132,7 +132,9 @@ def _add_stages(tracer: Tracer, parent: Span, stages: Stages, clock: _Clock) -> 
     """The stages follow each other: each begins where the one before it ended."""
     context = set_span_in_context(parent)
     begins = stages.began
-    for name, seconds in (("decode", stages.decode_s), ("queue", stages.queue_s), ("inference", stages.inference_s)):
+    decode, queue = ("decode", stages.decode_s), ("queue", stages.queue_s)
+    before = (decode, queue) if stages.decoded_ahead else (queue, decode)
+    for name, seconds in (*before, ("inference", stages.inference_s)):
         ends = begins + seconds
         tracer.start_span(name, context, start_time=clock.at(begins)).end(clock.at(ends))
         begins = ends

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.batcher import Batcher
+from service.batcher import Batcher, Image
 from service.engine import Outputs
-from service.errors import DeadlineExceeded, Draining, Internal, Overloaded
+from service.errors import BadImage, DeadlineExceeded, Draining, Internal, Overloaded
 
 
 class Recorder:
@@ -37,8 +38,8 @@ class Recorder:
         return Outputs(answers, answers[..., None] + 1, answers[..., None] + 2)
 
 
-def image(value: int) -> NDArray[np.uint8]:
-    return np.full((2, 2, 3), value, np.uint8)
+def image(value: int) -> Image:
+    return partial(np.full, (2, 2, 3), value, np.uint8)
 
 
 def run(test: Callable[[Batcher, Recorder], Awaitable[None]], **limits: Any) -> Recorder:
@@ -71,8 +72,7 @@ async def values(futures: list["asyncio.Future[Any]"]) -> list[int]:
     answers = await asyncio.gather(*futures)
     for answer in answers:
         assert answer.outputs.probabilities.shape == (1, 1, 1)
-        assert answer.queue_s >= 0
-        assert answer.inference_s >= 0
+        assert min(answer.queue_s, answer.decode_s, answer.inference_s) >= 0
     return [int(answer.outputs.probabilities[0, 0, 0]) for answer in answers]
 
 
@@ -136,6 +136,35 @@ def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: i
     assert all(1 <= len(batch) <= largest for batch in recorder.batches)
 
 
+@settings(max_examples=50, deadline=None)
+@given(waiting=st.integers(1, 40), largest=st.integers(1, 8), parallel=st.integers(1, 6))
+def test_what_waits_is_shared_by_the_batches_that_may_begin(waiting: int, largest: int, parallel: int) -> None:
+    """Nobody computes more than one image more than another, unless all have as many as they may."""
+
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        recorder.free.clear()
+        futures = batcher.submit([image(1)] * waiting)
+        begun = min(waiting, parallel * largest)
+        while sum(map(len, recorder.batches)) < begun:
+            await asyncio.sleep(0.001)
+        sizes = [len(batch) for batch in recorder.batches]
+        assert len(sizes) == min(waiting, parallel)
+        assert max(sizes) - min(sizes) <= 1
+        assert batcher.waiting == waiting - begun
+        recorder.free.set()
+        assert await values(futures) == [1] * waiting
+
+    run(test, max_batch_size=largest, max_queue_images=100, parallel_batches=parallel)
+
+
+def test_with_a_delay_what_waits_goes_together() -> None:
+    async def test(batcher: Batcher, _recorder: Recorder) -> None:
+        assert await values(batcher.submit([image(value) for value in range(6)])) == list(range(6))
+
+    recorder = run(test, max_batch_delay_s=0.001, parallel_batches=2)
+    assert sorted(recorder.batches) == [[0, 1, 2, 3], [4, 5]]
+
+
 def test_over_the_limit_all_or_none_are_taken() -> None:
     async def test(batcher: Batcher, recorder: Recorder) -> None:
         first = await hold(batcher, recorder)
@@ -195,6 +224,98 @@ def test_only_the_poisonous_image_fails() -> None:
         assert await values(batcher.submit([image(4)])) == [4]
 
     assert run(test).batches == [[0], [1, 2, 3], [1], [2], [3], [4]]
+
+
+class Pixels:
+    """An image that raises instead, or waits until it is let go; `asked` is how often it was called."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.asked = 0
+        self.free = threading.Event()
+        self.free.set()
+        self._error = error
+
+    def __call__(self) -> NDArray[np.uint8]:
+        self.asked += 1
+        self.free.wait()
+        if self._error is not None:
+            raise self._error
+        return np.full((2, 2, 3), 7, np.uint8)
+
+
+def test_an_image_without_pixels_has_its_own_answer_and_its_neighbours_theirs() -> None:
+    errors = [BadImage("cut off"), RuntimeError("a secret"), MemoryError(), SystemExit(3), KeyboardInterrupt()]
+
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        pairs = [batcher.submit([Pixels(error), image(4)]) for error in errors]
+        recorder.free.set()
+        await first
+        for error, (bad, good) in zip(errors, pairs, strict=True):
+            with pytest.raises(BadImage if isinstance(error, BadImage) else Internal) as raised:
+                await bad
+            assert "secret" not in raised.value.detail
+            assert await values([good]) == [4]
+        with pytest.raises(BadImage, match="cut off"):
+            await batcher.submit([Pixels(errors[0])])[0]
+
+    # The engine is given what has pixels, and nothing where nothing has.
+    assert run(test, max_queue_images=20, max_batch_size=4).batches == [[0], [4, 4], [4, 4], [4]]
+
+
+def test_the_event_loop_goes_on_while_an_image_is_being_decoded() -> None:
+    async def test(batcher: Batcher, _recorder: Recorder) -> None:
+        slow = Pixels()
+        slow.free.clear()
+        (future,) = batcher.submit([slow])
+        while not slow.asked:
+            await asyncio.sleep(0.001)
+        slow.free.set()
+        assert await values([future]) == [7]
+
+    run(test)
+
+
+def test_what_is_dropped_is_not_decoded() -> None:
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        first = await hold(batcher, recorder)
+        left, late, stays = Pixels(), Pixels(), Pixels()
+        (leaving,) = batcher.submit([left])
+        (expired,) = batcher.submit([late], deadline=asyncio.get_running_loop().time() - 1)
+        (staying,) = batcher.submit([stays])
+        leaving.cancel()
+        recorder.free.set()
+        with pytest.raises(DeadlineExceeded):
+            await expired
+        assert await values([first, staying]) == [0, 7]
+        assert (left.asked, late.asked, stays.asked) == (0, 0, 1)
+
+    run(test)
+
+
+def test_who_leaves_or_is_late_while_a_batch_is_being_decoded_is_not_decoded_either() -> None:
+    dropped: list[str] = []
+
+    async def test(batcher: Batcher, recorder: Recorder) -> None:
+        slow, left, late, stays = Pixels(), Pixels(), Pixels(), Pixels()
+        slow.free.clear()
+        now = asyncio.get_running_loop().time()
+        first = await hold(batcher, recorder)
+        futures = [*batcher.submit([slow, left]), *batcher.submit([late], now + 1), *batcher.submit([stays], now + 600)]
+        recorder.free.set()
+        await first
+        while not slow.asked:
+            await asyncio.sleep(0.001)
+        futures[1].cancel()
+        await asyncio.sleep(now + 1 - asyncio.get_running_loop().time())
+        slow.free.set()
+        with pytest.raises(DeadlineExceeded):
+            await futures[2]
+        assert await values([futures[0], futures[3]]) == [7, 7]
+        assert (slow.asked, left.asked, late.asked, stays.asked) == (1, 0, 0, 1)
+
+    assert run(test, observe_dropped=dropped.append).batches == [[0], [7, 7]]
+    assert sorted(dropped) == ["cancelled", "expired"]
 
 
 def test_whatever_the_engine_does_the_loop_goes_on() -> None:
@@ -326,7 +447,7 @@ def test_a_caller_may_leave_while_its_image_is_being_computed() -> None:
 def test_images_of_different_shapes_do_not_spoil_each_other() -> None:
     async def test(batcher: Batcher, recorder: Recorder) -> None:
         first = await hold(batcher, recorder)
-        futures = batcher.submit([image(1), np.full((3, 3, 3), 2, np.uint8)])
+        futures = batcher.submit([image(1), partial(np.full, (3, 3, 3), 2, np.uint8)])
         recorder.free.set()
         assert await values([first, *futures]) == [0, 1, 2]
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -16,13 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from simulated_time import simulate
 
-from service.batcher import Answer, Batcher
+from service.batcher import Answer, Batcher, Image
 from service.engine import Outputs
 from service.errors import DeadlineExceeded, Draining, Internal, Overloaded
 
 
-def image(value: int) -> NDArray[np.uint8]:
-    return np.full((1, 1, 3), value, np.uint8)
+def image(value: int) -> Image:
+    return partial(np.full, (1, 1, 3), value, np.uint8)
 
 
 @dataclass
@@ -35,8 +36,15 @@ class Engine:
     seconds: float = 0.010
     mood: dict[int, str] = field(default_factory=dict)
     begun: list[tuple[float, list[int]]] = field(default_factory=list)
+    _busy: float = 0.0
+
+    def took(self) -> float:
+        """Seconds of the batch that has just been run: none where none of its images was wanted any more."""
+        took, self._busy = self._busy, 0.0
+        return took
 
     def __call__(self, images: NDArray[np.uint8]) -> Outputs:
+        self._busy = self.seconds
         values = [int(image[0, 0, 0]) for image in images]
         self.begun.append((asyncio.get_running_loop().time() - 1000, values))
         moods = {self.mood.get(value) for value in values}
@@ -62,7 +70,7 @@ def run(
         await test(batcher)
         await batcher.close()
 
-    simulate(main, lambda: engine.seconds)
+    simulate(main, engine.took)
     return [(pytest.approx(at), values) for at, values in engine.begun]
 
 
@@ -385,7 +393,7 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
         await batcher.close()
 
     with patch("service.batcher.logger"), patch("service.observing.logger"):  # thousands of tracebacks
-        simulate(main, lambda: engine.seconds)
+        simulate(main, engine.took)
 
     of_image = {
         value: request

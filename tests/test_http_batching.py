@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -43,25 +43,115 @@ def calling(client: httpx.Client, *numbers: str) -> Iterator[list[str]]:
 
 
 def decoding(client: httpx.Client) -> float:
-    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith("housenumber_decode_jobs ")]
+    return gauge(client, "housenumber_decode_jobs")
+
+
+def waiting(client: httpx.Client) -> float:
+    return gauge(client, "housenumber_queue_images")
+
+
+def gauge(client: httpx.Client, name: str) -> float:
+    (line,) = [line for line in client.get("/metrics").text.splitlines() if line.startswith(f"{name} ")]
     return float(line.split()[1])
 
 
+class DecodingAhead(Sabotaged):
+    """An engine that runs more batches at a time than one thread decodes images for."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        super().__init__(engine, lambda _images: None)
+        self.parallel_batches = 2
+
+
+class DecodingInBatch(Sabotaged):
+    """An engine whose one batch at a time one thread can decode."""
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        super().__init__(engine, lambda _images: None)
+
+
+Kind = Callable[[OnnxEngine], Sabotaged]
+both_ways = pytest.mark.parametrize("kind", [DecodingAhead, DecodingInBatch])
+
+
+@both_ways
 def test_when_decoding_cannot_keep_up_the_service_is_overloaded_and_still_answers(
+    kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = HeldDecoder(monkeypatch)
+    with serving(kind(engine), decode_threads=1, max_queue_images=2, max_images=2) as client:
+        try:
+            # What is being decoded for its batch does not wait any more.
+            numbers = ("1", "2") if kind is DecodingAhead else ("1", "2", "3")
+            with calling(client, *numbers[:1]) as first:
+                wait_until(lambda: held.begun == 1)
+                with calling(client, *numbers[1:]) as others:
+                    wait_until(lambda: decoding(client) + waiting(client) == 2)
+                    response = client.post("/predict", content=plain("4"))
+                    assert problem_of(response) == (503, "overloaded")
+                    assert 1 <= int(response.headers["retry-after"]) <= 60
+                    assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+                    held.go_on.set()
+            assert (*first, *others) == numbers
+            assert client.post("/predict", content=plain("4")).status_code == 200
+        finally:
+            held.go_on.set()
+
+
+def test_images_of_one_request_are_decoded_for_several_batches_at_once(
     engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = HeldDecoder(monkeypatch)
-    with serving(engine, decode_threads=1, max_queue_images=2, max_images=2) as client:
+    two = DecodingAhead(engine)
+    with (
+        serving(two, decode_threads=2, max_batch_size=8) as client,
+        ThreadPoolExecutor(1) as caller,
+    ):
         try:
-            with calling(client, "1", "2") as read:
-                wait_until(lambda: decoding(client) == 2)
-                response = client.post("/predict", content=plain("3"))
-                assert problem_of(response) == (503, "overloaded")
-                assert 1 <= int(response.headers["retry-after"]) <= 60
-                assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
-                held.go_on.set()
-            assert read == ["1", "2"]
-            assert client.post("/predict", content=plain("3")).status_code == 200
+            files = [("image", ("a.png", plain(number))) for number in "12345"]
+            answer = caller.submit(client.post, "/predict", files=files)
+            wait_until(lambda: held.begun == 2)
+            assert decoding(client) == waiting(client) == 0
+            held.go_on.set()
+            assert [prediction["number"] for prediction in answer.result().json()["predictions"]] == [*"12345"]
+        finally:
+            held.go_on.set()
+
+
+@both_ways
+def test_a_picture_is_decoded_once_however_many_regions_are_read_of_it(
+    kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = HeldDecoder(monkeypatch)
+    held.go_on.set()
+    with serving(kind(engine), decode_threads=1, max_batch_size=2) as client:
+        regions = {"region": [f"{x},0,4,9" for x in (0, 3, 99, 7)]}
+        files = [("image", ("a.png", plain(number))) for number in ("8", "9")]
+        predictions = client.post("/predict", params=regions, files=files).json()["predictions"]
+    assert [prediction["number"] for prediction in predictions] == ["8", "8", None, "8", "9", "9", None, "9"]
+    assert {prediction["error"]["code"] for prediction in predictions if prediction["error"]} == {"bad_region"}
+    assert held.begun == 2
+
+
+@both_ways
+def test_a_picture_that_does_not_decode_spoils_nobody_elses_batch(kind: Kind, engine: OnnxEngine) -> None:
+    truncated = plain("3")[:-30]
+    held = Held(engine)
+    held.parallel_batches = kind(engine).parallel_batches
+    with serving(held, decode_threads=1) as client:
+        try:
+            with calling(client, "1") as first:
+                assert held.inside.wait(10)
+                with ThreadPoolExecutor(2) as callers:
+                    bad = callers.submit(client.post, "/predict", content=truncated)
+                    files = [("image", ("a.png", content)) for content in (plain("4"), truncated, plain("5"))]
+                    mixed = callers.submit(client.post, "/predict", files=files)
+                    held.go_on.set()
+                    assert problem_of(bad.result()) == (422, "bad_image")
+                    predictions = mixed.result().json()["predictions"]
+            assert [prediction["number"] for prediction in predictions] == ["4", None, "5"]
+            assert predictions[1]["error"]["code"] == "bad_image"
+            assert first == ["1"]
         finally:
             held.go_on.set()
 
@@ -117,15 +207,16 @@ def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
             held.go_on.set()
 
 
-def test_a_caller_that_has_left_is_not_decoded(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@both_ways
+def test_a_caller_that_has_left_is_not_decoded(kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     held = HeldDecoder(monkeypatch)
-    with serving(engine, decode_threads=1) as client:
+    with serving(kind(engine), decode_threads=1) as client:
         try:
             with calling(client, "1") as read:
                 wait_until(lambda: held.begun == 1)
                 with pytest.raises(httpx.ReadTimeout):
                     client.post("/predict", content=plain("2"), timeout=0.5)
-                wait_until(lambda: decoding(client) == 1)
+                wait_until(lambda: decoding(client) + waiting(client) == (kind is DecodingAhead))
                 held.go_on.set()
             assert read == ["1"]
             assert client.post("/predict", content=plain("3")).status_code == 200
@@ -134,9 +225,12 @@ def test_a_caller_that_has_left_is_not_decoded(engine: OnnxEngine, monkeypatch: 
             held.go_on.set()
 
 
-def test_an_image_past_its_deadline_is_not_decoded(engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+@both_ways
+def test_an_image_past_its_deadline_is_not_decoded(
+    kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = HeldDecoder(monkeypatch)
-    with serving(engine, decode_threads=1) as client:
+    with serving(kind(engine), decode_threads=1) as client:
         try:
             with calling(client, "1") as read:
                 wait_until(lambda: held.begun == 1)

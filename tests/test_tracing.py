@@ -33,7 +33,7 @@ from service.settings import Settings
 
 TRACE, CALLER = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED = {"traceparent": f"00-{TRACE}-{CALLER}-01"}
-STAGES = ["decode", "queue", "inference"]
+STAGES = ["queue", "decode", "inference"]
 
 
 class Traces:
@@ -84,22 +84,28 @@ def parent(span: ReadableSpan) -> str | None:
 # -- spans -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_stages_lie_one_after_the_other_in_a_span_of_the_callers_trace(traces: Traces) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_stages_lie_one_after_the_other_in_a_span_of_the_callers_trace(engine: OnnxEngine, ahead: bool) -> None:
+    with traced(engine, decode_threads=engine.parallel_batches + ahead) as traces:
+        _check_the_stages(traces, ["decode", "queue", "inference"] if ahead else STAGES)
+
+
+def _check_the_stages(traces: Traces, stages: list[str]) -> None:
     assert traces.client.post("/predict", content=plain("42"), headers=SAMPLED).status_code == 200
     server, below = traces.of_last_request()
     assert (server.name, server.kind) == ("POST /predict", SpanKind.SERVER)
     assert identity(server)[0] == TRACE
     assert parent(server) == CALLER
-    assert [span.name for span in below] == STAGES
+    assert [span.name for span in below] == stages
     for span in below:
         assert identity(span)[0] == TRACE
         assert parent(span) == identity(server)[1]
     moments = [server.start_time, *(moment for span in below for moment in (span.start_time, span.end_time))]
     moments.append(server.end_time)
     assert moments == sorted(moments, key=lambda moment: moment or 0)
-    decode, queue, inference = below
-    assert decode.end_time == queue.start_time
-    assert queue.end_time == inference.start_time
+    first, second, inference = below
+    assert first.end_time == second.start_time
+    assert second.end_time == inference.start_time
 
 
 def test_the_spans_are_as_long_as_the_answer_says(traces: Traces) -> None:
