@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 from serving import Held, Sabotaged, plain, problem_of, serving, wait_until
 
-from service.engine import OnnxEngine, Outputs
+from service.engine import CUDA, OnnxEngine, Outputs
 from service.pictures import Item, Picture, prepare
 
 
@@ -55,23 +55,37 @@ def gauge(client: httpx.Client, name: str) -> float:
     return float(line.split()[1])
 
 
-class DecodingAhead(Sabotaged):
-    """An engine that runs more batches at a time than one thread decodes images for."""
-
-    def __init__(self, engine: OnnxEngine) -> None:
-        super().__init__(engine, lambda _images: None)
-        self.parallel_batches = 2
-
-
 class DecodingInBatch(Sabotaged):
     """An engine whose one batch at a time one thread can decode."""
 
+    ahead = False
+
     def __init__(self, engine: OnnxEngine) -> None:
         super().__init__(engine, lambda _images: None)
 
 
-Kind = Callable[[OnnxEngine], Sabotaged]
-both_ways = pytest.mark.parametrize("kind", [DecodingAhead, DecodingInBatch])
+class DecodingAhead(DecodingInBatch):
+    """An engine that runs more batches at a time than one thread decodes images for."""
+
+    ahead = True
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        super().__init__(engine)
+        self.parallel_batches = 2
+
+
+class OnCuda(DecodingInBatch):
+    """An engine that does not compute on the CPU, which can decode meanwhile."""
+
+    ahead = True
+
+    def __init__(self, engine: OnnxEngine) -> None:
+        super().__init__(engine)
+        self.provider = CUDA
+
+
+Kind = type[DecodingInBatch]
+both_ways = pytest.mark.parametrize("kind", [DecodingInBatch, DecodingAhead, OnCuda])
 
 
 @both_ways
@@ -82,7 +96,7 @@ def test_when_decoding_cannot_keep_up_the_service_is_overloaded_and_still_answer
     with serving(kind(engine), decode_threads=1, max_queue_images=2, max_images=2) as client:
         try:
             # What is being decoded for its batch does not wait any more.
-            numbers = ("1", "2") if kind is DecodingAhead else ("1", "2", "3")
+            numbers = ("1", "2") if kind.ahead else ("1", "2", "3")
             with calling(client, *numbers[:1]) as first:
                 wait_until(lambda: held.begun == 1)
                 with calling(client, *numbers[1:]) as others:
@@ -216,7 +230,7 @@ def test_a_caller_that_has_left_is_not_decoded(kind: Kind, engine: OnnxEngine, m
                 wait_until(lambda: held.begun == 1)
                 with pytest.raises(httpx.ReadTimeout):
                     client.post("/predict", content=plain("2"), timeout=0.5)
-                wait_until(lambda: decoding(client) + waiting(client) == (kind is DecodingAhead))
+                wait_until(lambda: decoding(client) + waiting(client) == kind.ahead)
                 held.go_on.set()
             assert read == ["1"]
             assert client.post("/predict", content=plain("3")).status_code == 200
