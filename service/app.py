@@ -120,8 +120,8 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
                         pictures, min_confidence=asked.min_confidence, boxes=asked.boxes, deadline=deadline.at
                     ),
                 )
-        request.state.stages = predicted
-        request.state.timing = timing = Timing.of(predicted, perf_counter() - started)
+        request.state.stages = predicted.stages
+        request.state.timing = timing = Timing.of(predicted.stages, perf_counter() - started)
         metrics.observe_timing(timing)
         for prediction in predicted.predictions:
             metrics.observe_image(prediction.error.code if prediction.error else "ok")

@@ -28,22 +28,24 @@ from service.settings import Settings
 from service.statistics import Stages, Statistics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Predicted(Stages):
+@dataclass(frozen=True, slots=True)
+class Predicted:
     """Predictions in the order asked."""
 
     predictions: list[Prediction]
+    stages: Stages
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inferred(Stages):
+@dataclass(frozen=True, slots=True)
+class Inferred:
     """The artifact's own outputs for N images, and what they read as."""
 
     outputs: Outputs
     readings: list[Reading]
+    stages: Stages
 
 
-Answered = TypeVar("Answered", bound=Stages)
+Answered = TypeVar("Answered", Predicted, Inferred)
 Kept = TypeVar("Kept", View, Reading)
 
 
@@ -141,7 +143,7 @@ class Predictor:
         except BaseException:
             self.statistics.failed(perf_counter() - started)
             raise
-        self.statistics.succeeded(perf_counter() - started, answered)
+        self.statistics.succeeded(perf_counter() - started, answered.stages)
         return answered
 
     async def _predict(
@@ -157,16 +159,8 @@ class Predictor:
         answers = answers_of(items, self._readings(views_of(items), of_views, min_confidence, boxes))
         if len(pictures) == 1:
             _refuse(answers)
-        queue_s, decode_s, inference_s = _of_the_last(results)
-        return Predicted(
-            predictions=[item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)],
-            began=started,
-            decoded_ahead=self._decodes_ahead,
-            queue_s=queue_s,
-            decode_s=ahead_s + decode_s,
-            inference_s=inference_s,
-            compose_s=perf_counter() - answered_at,
-        )
+        predictions = [item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)]
+        return Predicted(predictions, self._stages(started, ahead_s, results, answered_at))
 
     async def _infer(self, images: Sequence[Picture] | NDArray[np.uint8], deadline: float) -> Inferred:
         started = perf_counter()
@@ -185,17 +179,8 @@ class Predictor:
         else:
             views = _unfailed([item.view for item in _items_of(preparations)])
         readings = _unfailed(self._readings(views, results, None, boxes=False))
-        queue_s, decode_s, inference_s = _of_the_last(results)
-        return Inferred(
-            outputs=Outputs.joined([result.outputs for result in results if isinstance(result, Answer)]),
-            readings=readings,
-            began=started,
-            decoded_ahead=self._decodes_ahead,
-            queue_s=queue_s,
-            decode_s=ahead_s + decode_s,
-            inference_s=inference_s,
-            compose_s=perf_counter() - answered_at,
-        )
+        outputs = Outputs.joined([result.outputs for result in results if isinstance(result, Answer)])
+        return Inferred(outputs, readings, self._stages(started, ahead_s, results, answered_at))
 
     async def _prepared(self, pictures: Sequence[Picture], deadline: float) -> list[Preparation]:
         """The pictures, decoded where that is done ahead. There is still room in the queue for them then, until the
@@ -215,6 +200,20 @@ class Predictor:
                 raise result
             results.append(result)
         return results
+
+    def _stages(
+        self, began: float, ahead_s: float, results: Iterable[Answer | ServiceError], answered_at: float
+    ) -> Stages:
+        """Of a request that has taken `ahead_s` before its images waited, and is composed since `answered_at`."""
+        queue_s, decode_s, inference_s = _of_the_last(results)
+        return Stages(
+            began=began,
+            decoded_ahead=self._decodes_ahead,
+            queue_s=queue_s,
+            decode_s=ahead_s + decode_s,
+            inference_s=inference_s,
+            compose_s=perf_counter() - answered_at,
+        )
 
     def _readings(
         self,

@@ -181,8 +181,8 @@ def _add_infer(
         if encoding := accepted_encoding(request.headers.get("accept-encoding", "")):
             answer = compressed(answer, encoding)
             headers["Content-Encoding"] = encoding
-        request.state.stages = inferred
-        request.state.timing = timing = Timing.of(inferred, perf_counter() - started)
+        request.state.stages = inferred.stages
+        request.state.timing = timing = Timing.of(inferred.stages, perf_counter() - started)
         metrics.observe_timing(timing)
         for _ in inferred.readings:
             metrics.observe_image("ok")
