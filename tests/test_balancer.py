@@ -16,7 +16,7 @@ import httpx
 import pytest
 from balancer import CONFIGURATION, PATIENCE_S, Balancer, balancing, free_port
 from containers import tool
-from serving import plain, problem_of, serving
+from serving import plain, problem_of, serving, wait_until
 
 from service import errors
 from service.engine import OnnxEngine
@@ -183,10 +183,10 @@ def test_one_id_from_the_caller_to_the_log(balancer: Balancer) -> None:
             assert hidden.headers["X-Request-ID"] == sent
         made = client.get("/nothing").headers["X-Request-ID"]
         unfit = client.get("/nothing", headers={"X-Request-ID": "with a space"}).headers["X-Request-ID"]
-    log = balancer.log.read_text()
     assert len({made, unfit}) == 2
-    for known in (made, unfit, "mine-1"):
-        assert f"{{{known}}}" in log
+    # The balancer writes a line when it has sent the answer.
+    known = [f"{{{request_id}}}" for request_id in (made, unfit, "mine-1")]
+    wait_until(lambda: all(request_id in balancer.log.read_text() for request_id in known), PATIENCE_S)
 
 
 def test_those_inside_see_how_it_is(balancer: Balancer) -> None:
