@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Self
 
 import httpx
 import numpy as np
@@ -19,12 +20,19 @@ from service.pictures import Item, Picture, prepare
 
 
 class HeldDecoder:
-    """Prepares pictures once it is let go; `begun` counts those it was given."""
+    """Prepares pictures once it is let go, at the latest at the end of its `with` block; `begun` counts those it was
+    given. To be made before the service, which is to decode with it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun = 0
         self.go_on = threading.Event()
         monkeypatch.setattr("service.predictor.prepare", self._wait)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.go_on.set()
 
     def _wait(self, picture: Picture, size: tuple[int, int], max_pixels: int) -> list[Item]:
         self.begun += 1
@@ -93,23 +101,20 @@ def test_when_decoding_cannot_keep_up_the_service_is_overloaded_and_still_answer
     kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = HeldDecoder(monkeypatch)
-    with serving(kind(engine), decode_threads=1, max_queue_images=2, max_images=2) as client:
-        try:
-            # What is being decoded for its batch does not wait any more.
-            numbers = ("1", "2") if kind.ahead else ("1", "2", "3")
-            with calling(client, *numbers[:1]) as first:
-                wait_until(lambda: held.begun == 1)
-                with calling(client, *numbers[1:]) as others:
-                    wait_until(lambda: decoding(client) + waiting(client) == 2)
-                    response = client.post("/predict", content=plain("4"))
-                    assert problem_of(response) == (503, "overloaded")
-                    assert 1 <= int(response.headers["retry-after"]) <= 60
-                    assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
-                    held.go_on.set()
-            assert (*first, *others) == numbers
-            assert client.post("/predict", content=plain("4")).status_code == 200
-        finally:
-            held.go_on.set()
+    with serving(kind(engine), decode_threads=1, max_queue_images=2, max_images=2) as client, held:
+        # What is being decoded for its batch does not wait any more.
+        numbers = ("1", "2") if kind.ahead else ("1", "2", "3")
+        with calling(client, *numbers[:1]) as first:
+            wait_until(lambda: held.begun == 1)
+            with calling(client, *numbers[1:]) as others:
+                wait_until(lambda: decoding(client) + waiting(client) == 2)
+                response = client.post("/predict", content=plain("4"))
+                assert problem_of(response) == (503, "overloaded")
+                assert 1 <= int(response.headers["retry-after"]) <= 60
+                assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+                held.go_on.set()
+        assert (*first, *others) == numbers
+        assert client.post("/predict", content=plain("4")).status_code == 200
 
 
 def test_images_of_one_request_are_decoded_for_several_batches_at_once(
@@ -120,16 +125,14 @@ def test_images_of_one_request_are_decoded_for_several_batches_at_once(
     with (
         serving(two, decode_threads=2, max_batch_size=8) as client,
         ThreadPoolExecutor(1) as caller,
+        held,
     ):
-        try:
-            files = [("image", ("a.png", plain(number))) for number in "12345"]
-            answer = caller.submit(client.post, "/predict", files=files)
-            wait_until(lambda: held.begun == 2)
-            assert decoding(client) == waiting(client) == 0
-            held.go_on.set()
-            assert [prediction["number"] for prediction in answer.result().json()["predictions"]] == [*"12345"]
-        finally:
-            held.go_on.set()
+        files = [("image", ("a.png", plain(number))) for number in "12345"]
+        answer = caller.submit(client.post, "/predict", files=files)
+        wait_until(lambda: held.begun == 2)
+        assert decoding(client) == waiting(client) == 0
+        held.go_on.set()
+        assert [prediction["number"] for prediction in answer.result().json()["predictions"]] == [*"12345"]
 
 
 @both_ways
@@ -181,9 +184,9 @@ def test_what_was_decoded_is_read_however_many_others_come(engine: OnnxEngine, m
                 assert problem_of(client.post("/predict", content=plain("5"))) == (503, "overloaded")
                 held_decoder.go_on.set()
                 assert held.inside.wait(10)
-                wait_until(lambda: "housenumber_queue_images 3.0" in client.get("/metrics").text)
+                wait_until(lambda: waiting(client) == 3)
                 with calling(client, "6") as late:
-                    wait_until(lambda: "housenumber_queue_images 4.0" in client.get("/metrics").text)
+                    wait_until(lambda: waiting(client) == 4)
                     held.go_on.set()
                 assert late == ["6"]
             assert read == ["1", "2", "3", "4"]
@@ -198,8 +201,8 @@ def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
         try:
             with calling(client, "1") as read:
                 assert held.inside.wait(10)
-                with calling(client, "2") as waiting:
-                    wait_until(lambda: "housenumber_queue_images 1.0" in client.get("/metrics").text)
+                with calling(client, "2") as second:
+                    wait_until(lambda: waiting(client) == 1)
                     address = (client.base_url.host, client.base_url.port or 0)
                     for path in ("/predict", "/v2/models/tiny/infer"):
                         with socket.create_connection(address, timeout=10) as caller:
@@ -215,7 +218,7 @@ def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
                     assert client.get("/v2/models/tiny").status_code == 200
                     assert client.get("/predict").status_code == 405
                     held.go_on.set()
-                assert waiting == ["2"]
+                assert second == ["2"]
             assert read == ["1"]
         finally:
             held.go_on.set()
@@ -224,19 +227,16 @@ def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
 @both_ways
 def test_a_caller_that_has_left_is_not_decoded(kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     held = HeldDecoder(monkeypatch)
-    with serving(kind(engine), decode_threads=1) as client:
-        try:
-            with calling(client, "1") as read:
-                wait_until(lambda: held.begun == 1)
-                with pytest.raises(httpx.ReadTimeout):
-                    client.post("/predict", content=plain("2"), timeout=0.5)
-                wait_until(lambda: decoding(client) + waiting(client) == kind.ahead)
-                held.go_on.set()
-            assert read == ["1"]
-            assert client.post("/predict", content=plain("3")).status_code == 200
-            assert held.begun == 2
-        finally:
+    with serving(kind(engine), decode_threads=1) as client, held:
+        with calling(client, "1") as read:
+            wait_until(lambda: held.begun == 1)
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/predict", content=plain("2"), timeout=0.5)
+            wait_until(lambda: decoding(client) + waiting(client) == kind.ahead)
             held.go_on.set()
+        assert read == ["1"]
+        assert client.post("/predict", content=plain("3")).status_code == 200
+        assert held.begun == 2
 
 
 @both_ways
@@ -244,17 +244,14 @@ def test_an_image_past_its_deadline_is_not_decoded(
     kind: Kind, engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = HeldDecoder(monkeypatch)
-    with serving(kind(engine), decode_threads=1) as client:
-        try:
-            with calling(client, "1") as read:
-                wait_until(lambda: held.begun == 1)
-                late = client.post("/predict", content=plain("2"), headers={"X-Request-Timeout-Ms": "50"})
-                assert problem_of(late) == (504, "deadline_exceeded")
-                held.go_on.set()
-            assert read == ["1"]
-            assert held.begun == 1
-        finally:
+    with serving(kind(engine), decode_threads=1) as client, held:
+        with calling(client, "1") as read:
+            wait_until(lambda: held.begun == 1)
+            late = client.post("/predict", content=plain("2"), headers={"X-Request-Timeout-Ms": "50"})
+            assert problem_of(late) == (504, "deadline_exceeded")
             held.go_on.set()
+        assert read == ["1"]
+        assert held.begun == 1
 
 
 class NotANumber(Sabotaged):
