@@ -181,7 +181,7 @@ def predict(
         gpu_memory_mib=settings.gpu_memory_mib,
     )
     candidate.check(engine.metadata, engine.sha256)
-    reader = Reader(engine, settings.max_batch_size)
+    reader = Reader(engine, settings.max_batch_size, second_look=settings.second_look)
 
     predictions: list[Prediction] = []
     console = Console(stderr=True)

@@ -231,7 +231,12 @@ class Lifecycle:
     def _open(self, candidate: Candidate) -> Reader:
         engine = self._load(candidate.path)
         candidate.check(engine.metadata, engine.sha256)
-        reader = Reader(engine, self._settings.max_batch_size)
+        reader = Reader(
+            engine,
+            self._settings.max_batch_size,
+            second_look=self._settings.second_look,
+            observe_second_looks=self._metrics.observe_second_looks,
+        )
         try:
             reader.warm()
         except Exception as error:  # of any kind: it is ONNX Runtime's

@@ -103,6 +103,11 @@ class Metrics:
         self._batches = Histogram(
             "housenumber_batch_size", "Images the model was given at once.", buckets=_IMAGES, registry=registry
         )
+        self._second_looks = Counter(
+            "housenumber_second_looks",
+            "Images that were shown to the model once more, turned level.",
+            registry=registry,
+        )
         self._queue = Gauge(
             "housenumber_queue_images",
             "Images that wait to be decoded and read at the moment.",
@@ -230,6 +235,9 @@ class Metrics:
 
     def observe_batch(self, size: int) -> None:
         self._batches.observe(size)
+
+    def observe_second_looks(self, images: int) -> None:
+        self._second_looks.inc(images)
 
     def observe_rejected(self, stage: WaitingStage, images: int) -> None:
         self._rejected.labels(stage).inc(images)

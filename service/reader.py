@@ -6,7 +6,7 @@ evaluation). HTTP has a batcher between the two halves and uses the second one, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ from service.decoding import Digit, decode
 from service.engine import CUDA, Engine, OnnxEngine, Outputs
 from service.geometry import Region, corners_in_pixels
 from service.imaging import View
+from service.observing import tell, unheard
+from service.second_look import look_twice
 
 __all__ = ["Box", "Engine", "OnnxEngine", "Outputs", "Reader", "Reading"]
 
@@ -45,11 +47,24 @@ class Reading:
 
 
 class Reader:
-    """Reads views with an engine, at most `max_batch_size` at a time. Thread-safe if the engine is."""
+    """Reads views with an engine, at most `max_batch_size` at a time. Thread-safe if the engine is.
 
-    def __init__(self, engine: Engine, max_batch_size: int = DEFAULT_MAX_BATCH_SIZE) -> None:
+    With `second_look`, what it saw crooked and is not sure of it looks at twice (`service.second_look`), and
+    `observe_second_looks` is told how many images of a batch those were.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
+        *,
+        second_look: bool = True,
+        observe_second_looks: Callable[[int], None] = unheard,
+    ) -> None:
         self.engine = engine
         self.max_batch_size = max_batch_size
+        self._second_look = second_look
+        self._observe_second_looks = observe_second_looks
         # Powers of two, and the largest.
         self._sizes = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
 
@@ -63,6 +78,15 @@ class Reader:
             self.engine.infer(np.zeros((size, *self.metadata.input_size, 3), np.uint8))
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
+        """The outputs for uint8 [N, input_height, input_width, 3], N up to `max_batch_size`."""
+        if not self._second_look:
+            return self._filled_up(images)
+        outputs, twice = look_twice(self._filled_up, images, self.metadata.alphabet)
+        if twice:
+            tell(self._observe_second_looks, twice)
+        return outputs
+
+    def _filled_up(self, images: NDArray[np.uint8]) -> Outputs:
         """`Engine.infer` for a batch of any size up to `max_batch_size`.
 
         On CUDA every new batch size has each convolution choose its kernel once more, which takes longer than many
@@ -82,8 +106,7 @@ class Reader:
         readings: list[Reading] = []
         for start in range(0, len(views), self.max_batch_size):
             chunk = views[start : start + self.max_batch_size]
-            # All pieces but the last have one size: padding would save nothing.
-            outputs = self.engine.infer(np.stack([view.pixels for view in chunk]))
+            outputs = self.infer(np.stack([view.pixels for view in chunk]))
             regions = [view.region for view in chunk]
             readings += self.compose(outputs, regions, min_confidence=min_confidence, boxes=boxes)
         return readings

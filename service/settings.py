@@ -102,6 +102,12 @@ class Settings(BaseSettings):
     )
     gpu_memory_mib: int = Field(4096, ge=64, description="Most GPU memory the model's arena may take, in MiB.")
 
+    second_look: bool = Field(
+        True,
+        description="Whether an image whose number stands crooked, and is not surely read, is shown to the model once"
+        " more, turned level; both answers count.",
+    )
+
     max_body_bytes: int = Field(20 * _MIB, ge=1, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(
         20.0, gt=0.0, description="Seconds in which nothing more of a body has come, after which it is given up."

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -31,10 +29,7 @@ from models.experiments.house_numbers import framed
 from models.experiments.invariance import SHARE, TURNED, lost
 from models.experiments.pareto import front
 from models.experiments.readers import RATIO
-from models.experiments.second_look import SecondLook
 from models.readers import READERS
-from service.decoding import decode
-from service.engine import Outputs
 from service.geometry import Region
 from service.imaging import Photo
 
@@ -189,11 +184,11 @@ def test_invariance_from_end_to_end(tmp_path: Path) -> None:
     figures = told[0][0]["figures"]
     for distortion in ("rotation", "scale", "shift", "shear"):
         assert figures[distortion] == {
-            f"{a:g}": {"reader": 100, "reader, looking twice": 100, "twin": 0} for a in DISTORTIONS[distortion]
+            f"{a:g}": {"reader": 100, "reader, looking once": 100, "twin": 0} for a in DISTORTIONS[distortion]
         }
     assert figures["clutter"]["0"]["reader"] == 100
     assert figures["clutter"]["16"]["reader"] < 100
-    for name in ("reader", "reader, looking twice"):
+    for name in ("reader", "reader, looking once"):
         assert figures["lost"][name] == {"upright": 100, TURNED: 100, "lost": 0}
     assert told[0][0]["details"]["samples"] == 3
     first = tmp_path / "first"
@@ -219,103 +214,12 @@ def test_collections_without_a_number_are_refused(tmp_path: Path) -> None:
 
 def test_what_is_lost_is_the_mean_of_both_ways() -> None:
     def row(reader: float, twice: float, twin: float) -> dict[str, float]:
-        return {"reader": reader, "reader, looking twice": twice, "twin": twin}
+        return {"reader": reader, "reader, looking once": twice, "twin": twin}
 
     cells = lost({"-45": row(80, 91, 20), "0": row(90, 91, 80), "45": row(60, 81, 40)})
     assert cells["reader"] == {"upright": 90, TURNED: 70, "lost": 20, SHARE: pytest.approx(0.4)}
-    assert cells["reader, looking twice"] == {"upright": 91, TURNED: 86, "lost": 5, SHARE: pytest.approx(0.1)}
+    assert cells["reader, looking once"] == {"upright": 91, TURNED: 86, "lost": 5, SHARE: pytest.approx(0.1)}
     assert cells["twin"] == {"upright": 80, TURNED: 30, "lost": 50}
-
-
-HALF = (24.0, 8.0)
-"""Half width and height of the bar that `BarReader` reads, in pixels."""
-
-
-class BarReader:
-    """Reads a white bar: 2, surely, where it lies level, and 1, less surely, where not.
-
-    It sees four fifths of the bar's slope, as a reader does that was shown less crooked numbers.
-    """
-
-    sha256 = "bar"
-    provider = "test"
-    parallel_batches = 4
-    metadata = tiny_metadata()
-
-    def infer(self, images: NDArray[np.uint8]) -> Outputs:
-        answers = []
-        for image in images:
-            height, width = image.shape[:2]
-            rows, columns = np.nonzero(image[:, :, 0] > 127)
-            places = np.stack([columns, rows]) + 0.5
-            middle = places.mean(axis=1)
-            axis = np.linalg.eigh(np.cov(places))[1][:, 1]
-            slope = math.atan2(axis[1] * math.copysign(1, axis[0]), abs(axis[0]))
-            seen = 0.8 * slope
-            linear = np.array([[math.cos(seen), -math.sin(seen)], [math.sin(seen), math.cos(seen)]]) * HALF
-            scale = 2 / np.array([width, height])
-            theta = np.column_stack([linear * scale[:, None], middle * scale - 1])
-            probabilities = np.full((5, 11), 1e-6)
-            probabilities[1:, 10] = 1
-            probabilities[0, 2 if abs(slope) < math.radians(10) else 1] = math.cos(slope)
-            box = np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)]) @ theta.T
-            answers.append((probabilities, theta[None], box[None]))
-        return Outputs(*(np.stack(part).astype(np.float32) for part in zip(*answers, strict=True)))
-
-
-@given(degrees=st.floats(-45, 45), wide=st.booleans())
-def test_a_second_look_sees_the_number_level(degrees: float, wide: bool) -> None:
-    height, width = 96, 144 if wide else 96
-    x, y = middle = (width / 2 + 6, height / 2 - 4)
-    bar = cv2.boxPoints(((x - 0.5, y - 0.5), (2 * HALF[0], 2 * HALF[1]), degrees))
-    image = np.zeros((height, width, 3), np.uint8)
-    cv2.fillConvexPoly(image, np.rint(bar * 16).astype(np.int32), (255, 255, 255), cv2.LINE_AA, 4)
-    twice = SecondLook(BarReader())
-    assert (twice.sha256, twice.provider, twice.parallel_batches) == ("bar", "test", 4)
-    outputs = twice.infer(image[None])
-    # Had it looked once, it would have read 1 wherever the bar slopes.
-    assert [read.number for read in decode(outputs.probabilities, twice.metadata.alphabet)] == ["2"]
-    pixels = (outputs.boxes[0, 0] + 1) / 2 * (width, height)
-    np.testing.assert_allclose(pixels.mean(axis=0), middle, atol=0.6)
-    edge = pixels[1] - pixels[0]
-    assert np.hypot(*edge) == pytest.approx(2 * HALF[0], abs=0.1)
-    # A fifth of a fifth is left, and what pixels are not fine enough for.
-    assert math.degrees(math.atan2(edge[1], edge[0])) == pytest.approx(degrees, abs=3)
-    corners = np.array([(-1, -1, 1), (1, -1, 1), (1, 1, 1), (-1, 1, 1)]) @ outputs.theta[0, 0].T
-    np.testing.assert_allclose(outputs.boxes[0, 0], corners, atol=1e-5)
-
-
-def test_a_second_look_is_dropped_where_the_first_was_surer() -> None:
-    """Level at first; the box is told wrongly, so that the second look is crooked."""
-
-    class Crooked(BarReader):
-        def infer(self, images: NDArray[np.uint8]) -> Outputs:
-            outputs = super().infer(images)
-            return Outputs(outputs.probabilities, outputs.theta, np.roll(outputs.boxes, -1, axis=2))
-
-    image = np.zeros((96, 96, 3), np.uint8)
-    image[40:56, 24:72] = 255
-    reader = Crooked()
-    once, twice = reader.infer(image[None]), SecondLook(reader).infer(image[None])
-    np.testing.assert_array_equal(twice.probabilities, once.probabilities)
-    np.testing.assert_array_equal(twice.theta, once.theta)
-    np.testing.assert_array_equal(twice.boxes, once.boxes)
-
-
-def test_without_transformers_there_is_one_look() -> None:
-    class Blind(BarReader):
-        calls = 0
-
-        def infer(self, images: NDArray[np.uint8]) -> Outputs:
-            self.calls += 1
-            outputs = super().infer(images)
-            return Outputs(outputs.probabilities, outputs.theta[:, :0], outputs.boxes[:, :0])
-
-    image = np.zeros((1, 96, 96, 3), np.uint8)
-    image[:, 40:56, 24:72] = 255
-    reader = Blind()
-    assert SecondLook(reader).infer(image).boxes.shape == (1, 0, 4, 2)
-    assert reader.calls == 1
 
 
 def picture(height: int, width: int) -> Pixels:

@@ -154,6 +154,17 @@ def test_other_options_in_the_same_output_are_refused(
     assert rows(out) == before
 
 
+def test_another_setting_that_changes_the_rows_is_refused(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
+    assert score(artifact, source, "--output", out).exit_code == 0
+    monkeypatch.setenv("HOUSENUMBER_SECOND_LOOK", "false")
+    result = score(artifact, source, "--output", out)
+    assert result.exit_code == 2
+    assert "second_look was true and is false now" in result.stderr
+
+
 def test_what_does_not_change_the_rows_may_change(artifact: Path, tmp_path: Path) -> None:
     source, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
     assert score(artifact, source, "--output", out).exit_code == 0

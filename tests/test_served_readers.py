@@ -119,7 +119,7 @@ def test_from_training_to_an_answer(
         start = untrained(torch.zeros(1, 3, spec.input_height, spec.input_width)).theta[0].double().numpy()
     assert (np.abs(thetas - start).max(axis=(1, 2)) > 0.01).all(), "a transformer that never moved proves nothing"
 
-    with serving(OnnxEngine(path, "cpu", intra_op_threads=1)) as client:
+    with serving(OnnxEngine(path, "cpu", intra_op_threads=1), second_look=False) as client:
         response = client.post(
             "/predict",
             params={"region": ",".join(map(str, region))},

@@ -47,6 +47,12 @@ MOST_ERRORS_SHOWN = 240
     help="Write the report for people to look at there: one HTML file, with charts and pictures of what went wrong.",
 )
 @click.option("--whole", is_flag=True, help="Read whole photographs: leave the regions that DATA give out of account.")
+@click.option(
+    "--second-look/--no-second-look",
+    default=True,
+    show_default=True,
+    help="Whether what stands crooked is looked at twice, as in the service.",
+)
 @click.option("--provider", type=click.Choice(get_args(Provider)), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULT_MAX_BATCH_SIZE, show_default=True)
 def evaluate(
@@ -56,6 +62,7 @@ def evaluate(
     errors_out: Path | None,
     html_out: Path | None,
     whole: bool,
+    second_look: bool,
     provider: Provider,
     batch_size: int,
 ) -> None:
@@ -69,7 +76,7 @@ def evaluate(
     if whole:
         samples = (replace(sample, region=None) for sample in samples)
     engine = load_engine(model, provider)
-    reader = Reader(engine, batch_size)
+    reader = Reader(engine, batch_size, second_look=second_look)
     galleries = Galleries() if html_out else None
     with progress_bar() as bar:
         outcomes, misread = _read(reader, bar.track(samples, total, description="images"), galleries)
@@ -80,7 +87,7 @@ def evaluate(
         if outcome.error:
             click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
     described = {"file": model.name, **_described(engine)}
-    asked = {"data": [str(path) for path in data], "whole_photographs": whole}
+    asked = {"data": [str(path) for path in data], "whole_photographs": whole, "second_look": second_look}
     if json_out:
         json_out.write_text(json.dumps({"model": described, **asked, **report.to_json()}, indent=1) + "\n")
     if errors_out and misread:

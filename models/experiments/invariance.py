@@ -1,7 +1,7 @@
 """`invariance`: what looking is worth when house numbers stand crooked, small, off-centre, slanted or among clutter.
 
-The shipped reader, also where it looks twice, against a twin without transformers, all read by the service's own code
-(lecture: the upside-down truck).
+The shipped reader, as it is served and with one look alone, against a twin without transformers, all through the
+service's own code (lecture: the upside-down truck).
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,6 @@ from models.experiments.experiment import (
 )
 from models.experiments.house_numbers import framed, photographs, synthetic_numbers
 from models.experiments.report import gallery
-from models.experiments.second_look import SecondLook
 from service.engine import Engine
 from service.errors import ServiceError
 from service.imaging import Photo
@@ -42,7 +41,8 @@ SEED = 1_000
 NEAR = 45
 """Degrees, either way, at which losses are compared."""
 EXAMPLES = 6
-READERS = ("reader", "reader, looking twice", "twin")
+ONCE = "reader, looking once"
+READERS = ("reader", ONCE, "twin")
 UNITS = {
     "rotation": "degrees",
     "scale": "of the region",
@@ -57,15 +57,15 @@ SHARE = "lost ÷ the twin's"
 def run(settings: Settings) -> Result:
     """Read everything by every amount of every distortion, with all of them."""
     reader, twin = _engines(settings)
-    engines = dict(zip(READERS, (reader, SecondLook(reader), twin), strict=True))
+    readers = dict(zip(READERS, (Reader(reader), Reader(reader, second_look=False), Reader(twin)), strict=True))
     samples = [framed(sample, loosely=False) for sample in _numbers(settings)]
     if not samples:
         raise ExperimentError("the collections hold no numbers to read")
     figures: dict[str, Cells] = {name: {} for name in DISTORTIONS}
-    for name, engine in engines.items():
+    for name, of_name in readers.items():
         count = len(samples) * sum(map(len, DISTORTIONS.values()))
         shown = zip(distorted(samples, settings.seed), settings.track(count, name), strict=True)
-        report = evaluate_reader(Reader(engine), (sample for sample, _ in shown))
+        report = evaluate_reader(of_name, (sample for sample, _ in shown))
         for distortion, amounts in DISTORTIONS.items():
             for amount in amounts:
                 right = report.collections[f"{distortion} {amount:g}"].total.accuracy
@@ -73,9 +73,12 @@ def run(settings: Settings) -> Result:
     figures["lost"] = lost(figures["rotation"])
     details = {
         "samples": len(samples),
-        **{name: {"reader": engine.metadata.reader, "sha256": engine.sha256} for name, engine in engines.items()},
+        **{
+            name: {"reader": of_name.metadata.reader, "sha256": of_name.engine.sha256}
+            for name, of_name in readers.items()
+        },
     }
-    return Result(figures, details, {"boxes": _boxes(reader, samples[:EXAMPLES], settings.seed)})
+    return Result(figures, details, {"boxes": _boxes(readers["reader"], samples[:EXAMPLES], settings.seed)})
 
 
 def lost(rotation: Cells) -> Cells:
@@ -129,7 +132,7 @@ def curves_chart(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _boxes(engine: Engine, samples: Sequence[Sample], seed: int) -> Figure:
+def _boxes(reader: Reader, samples: Sequence[Sample], seed: int) -> Figure:
     """Some photographs by every second rotation, and where the reader looks in them."""
     wanted = [f"rotation {amount:g}" for amount in DISTORTIONS["rotation"][::2]]
     rows: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {name: [] for name in wanted}
@@ -137,10 +140,10 @@ def _boxes(engine: Engine, samples: Sequence[Sample], seed: int) -> Figure:
         if sample.collection in rows:
             try:
                 photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-                pixels = photo.views([photo.whole], engine.metadata.input_size)[0].pixels
+                pixels = photo.views([photo.whole], reader.metadata.input_size)[0].pixels
             except ServiceError:
                 continue
-            boxes = engine.infer(pixels[None]).boxes[0]
+            boxes = reader.infer(pixels[None]).boxes[0]
             rows[sample.collection].append(((pixels / 255).astype(np.float32), boxes))
     return gallery(rows)
 
@@ -162,9 +165,8 @@ EXPERIMENT = Experiment(
         "The lecture and the paper show such curves for digits alone: there are no figures to stand beside these.",
         "A twin tells most where it was trained as the reader was: `compact_cnn_turned` is that of"
         " `compact_points_turned`.",
-        "Looking twice (models/experiments/second_look.py): a view is shown to the same reader again, turned until its"
-        " box is level, and of the two answers the more confident one counts. That costs twice as much, and the service"
-        " does not do it.",
+        "As it is served, the reader looks twice (service/second_look.py): what it saw crooked and is not sure of it is"
+        " shown again, turned until its box is level; the probabilities of both looks are averaged.",
     ),
     curves=lambda results: {"curves": curves_chart(results)},
     options=("collections", "model", "twin"),

@@ -41,7 +41,7 @@ class Loader:
     batch_size: int
     sha256: str | None = None
 
-    def load(self) -> Reader:
+    def load(self, *, second_look: bool) -> Reader:
         """Raises ArtifactError, ProviderError."""
         engine = OnnxEngine(
             self.model,
@@ -52,7 +52,7 @@ class Loader:
         )
         if self.sha256 not in (None, engine.sha256):
             raise ArtifactError(f"{self.model}: it is not the file any more that this job began with")
-        return Reader(engine, self.batch_size)
+        return Reader(engine, self.batch_size, second_look=second_look)
 
     def pinned(self, reader: Reader) -> Loader:
         """One that loads what `reader` reads with, or nothing: the same artifact, on the same kind of device."""
@@ -62,11 +62,13 @@ class Loader:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What is asked of the reader, as in a request: `min_confidence` replaces the artifact's own threshold."""
+    """What is asked of the reader: `min_confidence` replaces the artifact's own threshold, `second_look` is whether it
+    looks twice at what stands crooked. (A service decides on that, and on `max_pixels`, for itself.)"""
 
     min_confidence: float | None
     boxes: bool
     max_pixels: int
+    second_look: bool
 
 
 def content_of(record: Record, passed: Mapping[str, pa.DataType]) -> bytes | ServiceError:
@@ -128,4 +130,4 @@ class Scorer:
 
 def make_scorer(loader: Loader, answers: Answers, passed: Mapping[str, pa.DataType]) -> Scorer:
     """A scorer with a reader that is loaded here and now. Raises ArtifactError, ProviderError."""
-    return Scorer(loader.load(), answers, passed)
+    return Scorer(loader.load(second_look=answers.second_look), answers, passed)
