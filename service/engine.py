@@ -192,6 +192,8 @@ def _cuda_session(model: bytes, memory_mib: int) -> ort.InferenceSession:
     options = _session_options(threads=1)
     options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     cuda_options: dict[str, Any] = {
+        # By default products are rounded to ten bits: thetas and boxes would not be those that export has verified.
+        "use_tf32": 0,
         "cudnn_conv_algo_search": "HEURISTIC",
         "arena_extend_strategy": "kSameAsRequested",
         "gpu_mem_limit": memory_mib * _MIB,

@@ -100,6 +100,7 @@ def test_on_cuda_no_node_may_run_elsewhere_and_no_cpu_thread_spins(
     assert options.get_session_config_entry("session.disable_cpu_ep_fallback") == "1"
     assert options.intra_op_num_threads == 1
     assert cuda_options["gpu_mem_limit"] == 100 * 2**20
+    assert cuda_options["use_tf32"] == 0
     assert one_line(caplog) == (
         logging.INFO,
         "running on CUDA, every node of the model; at most 100 MiB of its memory",
