@@ -172,7 +172,6 @@ async def _load(
 ) -> tuple[float, float, float]:
     """Images per second, median and 99th percentile of the seconds until the answer."""
     batcher = Batcher(engine.infer, max_batch_size=size, max_queue_images=callers, max_batch_delay_s=delay_ms / 1000)
-    batcher.start()
     waits: list[float] = []
     end = time.perf_counter() + seconds
 

@@ -68,8 +68,8 @@ class Batcher:
     Without a delay, what waits is shared among the batches that may begin. With `max_batch_delay_s` it goes together,
     and a batch that is not full goes when its first image has waited so long, whatever comes after it. `observe_batch`
     is told the size of every batch that is given to `infer`, `observe_dropped` why an image was not computed,
-    `observe_rejected` how many images found no place; what they raise is logged. Use it from one event loop: `start`,
-    then `submit` as often as you like, then `close`.
+    `observe_rejected` how many images found no place; what they raise is logged. Use it from one event loop: `submit`
+    as often as you like, then `close`.
     """
 
     def __init__(
@@ -97,15 +97,10 @@ class Batcher:
         # Places that are kept for images still to come.
         self._reserved = 0
         self._rate = DrainRate()
-        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._executor = ThreadPoolExecutor(max_workers=parallel_batches, thread_name_prefix="engine")
         self._running: set[asyncio.Task[None]] = set()
-        self._task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Starts taking batches. Needs the running event loop."""
-        self._task = asyncio.create_task(self._run(), name="batcher")
 
     @property
     def waiting(self) -> int:
@@ -147,7 +142,7 @@ class Batcher:
             yield
         finally:
             self._reserved -= images
-            self._wake.set()  # there may be nothing left to do
+            self._advance_soon()  # there may be nothing left to do
 
     def submit(self, images: Sequence[Image], deadline: float | None = None) -> list[asyncio.Future[Answer]]:
         """Queues images, all or none, and gives one future per image.
@@ -163,33 +158,39 @@ class Batcher:
         for item in items:
             item.future.add_done_callback(self._on_done)
             self._waiting[item.future] = item
-        self._wake.set()
+        self._advance_soon()
         return [item.future for item in items]
 
     async def close(self) -> None:
         """Lets the running batches finish, refuses what still waits (Draining) and ends the threads."""
-        self._closing = True
-        self._refuse_waiting()
-        self._wake.set()
-        if self._task is not None:
-            # Not `await self._task`: who gives up waiting for the end must not take the running batches along.
-            await asyncio.wait([self._task, *self._running])
+        self._refuse()
+        if self._running:
+            # Not `gather`: who gives up waiting for the end must not take the running batches along.
+            await asyncio.wait(self._running)
         self._executor.shutdown(wait=False)
 
-    async def _run(self) -> None:
-        try:
-            while not self._closing:
-                pause = self._pause()
-                if pause == 0:
-                    self._begin(self._take())
-                else:
-                    if not (self._reserved or self._running):
-                        self._rate.idle()
-                    await self._woken(pause)
-        finally:
-            # Also when the event loop ends without `close`.
-            self._closing = True
-            self._refuse_waiting()
+    def _refuse(self) -> None:
+        """What waits, and all that may come."""
+        self._closing = True
+        _fail(self._waiting.values(), Draining, "the service stopped before this image was read")
+        self._waiting.clear()
+
+    def _advance_soon(self) -> None:
+        """After what else is ready now, whose images may go into the same batch."""
+        asyncio.get_running_loop().call_soon(self._advance)
+
+    def _advance(self) -> None:
+        """Begins the batches that may begin, and sees to it that the next one does when its time comes."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while (pause := self._pause()) == 0:
+            if batch := self._take():
+                self._begin(batch)
+        if pause is not None:
+            self._timer = asyncio.get_running_loop().call_later(pause, self._advance)
+        if not (self._reserved or self._running):
+            self._rate.idle()
 
     def _pause(self) -> float | None:
         """Seconds until the next batch goes, as far as is known: None while nothing waits, or the engine is busy."""
@@ -199,13 +200,6 @@ class Batcher:
             return 0.0
         first = next(iter(self._waiting.values()))
         return max(0.0, first.arrived + self._max_batch_delay_s - monotonic())
-
-    async def _woken(self, pause: float | None) -> None:
-        """Until something has come in or a batch is done, or for `pause` seconds."""
-        self._wake.clear()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await self._wake.wait()
 
     def _take(self) -> list[_Item]:
         most = self._max_batch_size
@@ -225,14 +219,15 @@ class Batcher:
 
     def _on_served(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
-        self._wake.set()
+        if task.cancelled():  # the event loop ends without `close`
+            self._refuse()
+        self._advance()
 
     async def _serve(self, batch: list[_Item]) -> None:
         """Sees to it that every future of the batch is done, and raises no Exception."""
         self._rate.busy(monotonic())
         try:
-            if batch:
-                await self._answer(batch)
+            await self._answer(batch)
         except Exception:
             logger.exception("a batch was not computed")
         finally:
@@ -288,10 +283,6 @@ class Batcher:
         """What is done before it was taken was cancelled by its caller."""
         if self._waiting.pop(future, None) is not None:
             tell(self._observe_dropped, "cancelled")
-
-    def _refuse_waiting(self) -> None:
-        _fail(self._waiting.values(), Draining, "the service stopped before this image was read")
-        self._waiting.clear()
 
 
 def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> None:

@@ -16,15 +16,27 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
 
     The request's body must have been read to its end: what comes after it is the end of the connection.
     """
-    working = asyncio.create_task(work)
+    caller = asyncio.current_task()
+    assert caller is not None
+    is_done = has_left = False
+
+    def leave(leaving: asyncio.Task[None]) -> None:
+        nonlocal has_left
+        # It may have been called for when `work` ended: a cancellation then would hit what comes after it.
+        if not (is_done or leaving.cancelled()):
+            has_left = True
+            caller.cancel()
+
     leaving = asyncio.create_task(_until_left(request))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
+        return await work
+    except asyncio.CancelledError:
+        if has_left and caller.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        working.cancel()
+        is_done = True
         leaving.cancel()
 
 

@@ -71,7 +71,6 @@ class Predictor:
             observe_dropped=partial(metrics.observe_dropped, "queue"),
             observe_rejected=partial(metrics.observe_rejected, "queue"),
         )
-        self._batcher.start()
         self._observe_reading = metrics.observe_reading
         self._requests = 0
         self._left = asyncio.Event()
@@ -195,10 +194,17 @@ class Predictor:
         """The answer for each image, or what is wrong with it; raises what concerns the request as a whole."""
         futures = self._batcher.submit(images, deadline)
         results: list[Answer | ServiceError] = []
-        for result in await asyncio.gather(*futures, return_exceptions=True):
-            if isinstance(result, DeadlineExceeded | Unavailable) or not isinstance(result, Answer | ServiceError):
-                raise result
-            results.append(result)
+        try:
+            for future in futures:
+                try:
+                    results.append(await future)
+                except ServiceError as error:
+                    if isinstance(error, DeadlineExceeded | Unavailable):
+                        raise
+                    results.append(error)
+        finally:
+            for future in futures:
+                future.cancel()  # those that nobody waits for any more
         return results
 
     def _stages(

@@ -48,7 +48,6 @@ def run(test: Callable[[Batcher, Recorder], Awaitable[None]], **limits: Any) -> 
 
     async def main() -> None:
         batcher = Batcher(recorder, **{"max_batch_size": 4, "max_queue_images": 8, **limits})
-        batcher.start()
         try:
             await asyncio.wait_for(test(batcher, recorder), 20)
         finally:
@@ -107,7 +106,6 @@ def test_batches_are_computed_at_the_same_time_and_the_end_waits_for_all_of_them
 
     async def main() -> None:
         batcher = Batcher(infer, max_batch_size=2, max_queue_images=8, parallel_batches=2)
-        batcher.start()
         futures = batcher.submit([image(value) for value in range(4)])
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -330,7 +328,6 @@ def test_whatever_the_engine_does_the_loop_goes_on() -> None:
 
     async def main() -> None:
         batcher = Batcher(engine, max_batch_size=2, max_queue_images=8)
-        batcher.start()
         for value in (1, 1, 1, 1, 9):
             with pytest.raises(Internal):
                 await asyncio.wait_for(batcher.submit([image(value)])[0], 10)
@@ -348,7 +345,6 @@ def test_an_image_whose_outputs_are_not_numbers_fails_alone() -> None:
 
     async def main() -> None:
         batcher = Batcher(engine, max_batch_size=4, max_queue_images=8)
-        batcher.start()
         futures = batcher.submit([image(value) for value in range(4)])
         results = await asyncio.wait_for(asyncio.gather(*futures, return_exceptions=True), 10)
         assert [isinstance(result, Internal) for result in results] == [False, True, True, False]
@@ -363,7 +359,6 @@ def test_whatever_the_engine_returns_the_loop_goes_on() -> None:
 
     async def main() -> None:
         batcher = Batcher(lambda _images: returned.pop(), max_batch_size=2, max_queue_images=8)
-        batcher.start()
         while returned:
             with pytest.raises(Internal):
                 await asyncio.wait_for(batcher.submit([image(1)])[0], 10)
@@ -458,7 +453,6 @@ def test_closing_finishes_the_running_batch_and_refuses_the_rest() -> None:
     async def main() -> None:
         recorder = Recorder()
         batcher = Batcher(recorder, max_batch_size=4, max_queue_images=8)
-        batcher.start()
         running = await hold(batcher, recorder)
         (waiting,) = batcher.submit([image(1)])
         closing = asyncio.create_task(batcher.close())
@@ -478,7 +472,6 @@ def test_who_gives_up_closing_takes_no_batch_along() -> None:
     async def main() -> None:
         recorder = Recorder()
         batcher = Batcher(recorder, max_batch_size=4, max_queue_images=8)
-        batcher.start()
         running = await hold(batcher, recorder)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(batcher.close(), 0.01)
@@ -493,7 +486,6 @@ def test_an_event_loop_that_ends_leaves_nobody_waiting() -> None:
     async def main() -> None:
         recorder = Recorder()
         batcher = Batcher(recorder, max_batch_size=1, max_queue_images=8)
-        batcher.start()
         running = await hold(batcher, recorder)
         (waiting,) = batcher.submit([image(1)])
         # As `asyncio.run` does at its end.

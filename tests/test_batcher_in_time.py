@@ -66,7 +66,6 @@ def run(
 
     async def main() -> None:
         batcher = Batcher(engine, **{"max_batch_size": 4, "max_queue_images": 100, **options})
-        batcher.start()
         await test(batcher)
         await batcher.close()
 
@@ -139,7 +138,6 @@ def test_the_delay_of_one_who_has_left_is_nobody_elses() -> None:
 def test_closing_does_not_wait_for_the_delay() -> None:
     async def main() -> None:
         batcher = Batcher(Engine(), max_batch_size=4, max_queue_images=8, max_batch_delay_s=60.0)
-        batcher.start()
         (future,) = batcher.submit([image(1)])
         await asyncio.sleep(0.001)
         await batcher.close()
@@ -377,7 +375,6 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
             observe_dropped=observe,
             observe_rejected=observe,
         )
-        batcher.start()
         starts = np.cumsum([0, *(request.images for request in requests)])
         callers = [
             caller(batcher, request, list(range(start, start + request.images)))
