@@ -32,6 +32,7 @@ bench: $(VENV)/.dev ## Cost of the readers; service and batch scoring against wh
 	$(BIN)/python -m bench.scoring speed
 	$(BIN)/python -m bench.scoring cluster
 	$(BIN)/python -m bench.scoring memory
+	$(BIN)/python -m bench.balanced
 
 # The first stage's images are those of today's generator. The second has seen those of the first generator too, which
 # drew close views alone: it is in the history.

@@ -108,7 +108,7 @@ def proportional_bytes(pids: Iterable[int]) -> int:
 @contextmanager
 def serving(command: Sequence[str], log: Path) -> Iterator[Server]:
     """`python -m COMMAND --port N` until the end of the block, not necessarily ready yet."""
-    port = _free_port()
+    port = free_port()
     with log.open("wb") as stderr:
         popen = subprocess.Popen([sys.executable, "-m", *command, "--port", str(port)], stderr=stderr)
     try:
@@ -142,7 +142,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
     return port

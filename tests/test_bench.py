@@ -20,6 +20,7 @@ from tiny_reader import metadata as tiny_metadata
 
 from bench import hostile as hostile_bench
 from bench import service as service_bench
+from bench.balanced import balancing
 from bench.hostile import Attack
 from bench.hostile_requests import hostile
 from bench.load import offer, post, saturate, send
@@ -208,6 +209,13 @@ def test_a_load_generator_of_its_own_needs_a_second_cpu(monkeypatch: pytest.Monk
     result = CliRunner().invoke(service_bench.main, ["--apart"])
     assert result.exit_code == 2
     assert "--apart needs two CPUs" in result.output
+
+
+def test_the_balancer_that_is_measured_leads_to_the_reader(engine: OnnxEngine, tmp_path: Path) -> None:
+    with serving(engine) as client, balancing(port_of(client), tmp_path) as balancer:
+        balancer.wait_until_ready()
+        assert send(balancer.port, [GOOD], connections=4, count=12).answers == {200: 12}
+    assert "server-template" not in (tmp_path / "haproxy.cfg").read_text()
 
 
 def test_a_batch_jobs_rate_is_taken_between_its_parts(tmp_path: Path) -> None:
