@@ -69,6 +69,14 @@ class Preparation:
         self._lock = Lock()
         self._items: list[Item] | None = None
 
+    @classmethod
+    def of_view(cls, index: int, pixels: NDArray[np.uint8]) -> Preparation:
+        """Of an image that is a view already, uint8 [h, w, 3]: there is nothing to decode."""
+        height, width = pixels.shape[:2]
+        image = ImageInfo(index=index, width=width, height=height)
+        item = Item(str(index), image, None, View(pixels, Region.whole(width, height)))
+        return cls(Picture(b"", index, item.id), lambda _picture: [item])
+
     def items(self) -> list[Item]:
         """What it asks for, decoded by now."""
         with self._lock:

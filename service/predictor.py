@@ -18,7 +18,6 @@ from service.batcher import Answer, Batcher, Image
 from service.decode_pool import DecodePool
 from service.engine import CUDA, Outputs
 from service.errors import DeadlineExceeded, ServiceError, Unavailable
-from service.geometry import Region
 from service.imaging import View
 from service.metrics import Metrics
 from service.pictures import Item, Picture, Preparation, answers_of, prepare, views_of
@@ -164,19 +163,13 @@ class Predictor:
     async def _infer(self, images: Sequence[Picture] | NDArray[np.uint8], deadline: float) -> Inferred:
         started = perf_counter()
         if isinstance(images, np.ndarray):
-            preparations: list[Preparation] = []
-            pixels: list[Image] = [partial(np.asarray, of_image) for of_image in images]
+            preparations = [Preparation.of_view(index, pixels) for index, pixels in enumerate(images)]
         else:
             preparations = await self._prepared(images, deadline)
-            pixels = _images_of(preparations)
         ahead_s = perf_counter() - started
-        results = await self._computed(pixels, deadline)
+        results = await self._computed(_images_of(preparations), deadline)
         answered_at = perf_counter()
-        if isinstance(images, np.ndarray):
-            height, width = self.metadata.input_size
-            views = [View(of_image, Region.whole(width, height)) for of_image in images]
-        else:
-            views = _unfailed([item.view for item in _items_of(preparations)])
+        views = _unfailed([item.view for item in _items_of(preparations)])
         readings = _unfailed(self._readings(views, results, None, boxes=False))
         outputs = Outputs.joined([result.outputs for result in results if isinstance(result, Answer)])
         return Inferred(outputs, readings, self._stages(started, ahead_s, results, answered_at))
