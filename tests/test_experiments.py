@@ -513,7 +513,7 @@ def test_a_network_learns_the_same_from_the_same_seed_and_learns(mnist: Path) ->
 
 
 def test_the_full_budget_is_the_papers(tmp_path: Path) -> None:
-    budget = Budget(7, learning_rate=0.5, localisation_factor=0.25)
+    budget = Budget(7, learning_rate=0.5, localisation_factor=0.25, weight_decay=0.125)
     optimiser, schedule = plan(Settings(0, tmp_path, full=True), budget)
     assert (optimiser.name, optimiser.learning_rate, optimiser.weight_decay) == ("sgd", 0.01, 0.0)
     assert (schedule.steps, schedule.batch_size, schedule.step_every) == (150_000, 256, 50_000)
@@ -522,8 +522,10 @@ def test_the_full_budget_is_the_papers(tmp_path: Path) -> None:
 
 
 def test_the_default_budget_is_the_experiments_own(tmp_path: Path) -> None:
-    optimiser, schedule = plan(Settings(0, tmp_path), Budget(7, learning_rate=0.5, localisation_factor=0.25))
-    assert (optimiser.learning_rate, optimiser.localisation_factor, schedule.steps) == (0.5, 0.25, 7)
+    budget = Budget(7, learning_rate=0.5, localisation_factor=0.25, weight_decay=0.125)
+    optimiser, schedule = plan(Settings(0, tmp_path), budget)
+    assert (optimiser.learning_rate, optimiser.localisation_factor, optimiser.weight_decay) == (0.5, 0.25, 0.125)
+    assert schedule.steps == 7
 
 
 def test_an_answer_is_right_when_all_of_it_is() -> None:

@@ -38,11 +38,13 @@ class Budget:
         steps: of 64 images each.
         learning_rate: at its highest.
         localisation_factor: the localisation network's share of it.
+        weight_decay: of all weights, decoupled from the loss (AdamW, Loshchilov and Hutter 2019).
     """
 
     steps: int
     learning_rate: float = 4e-3
     localisation_factor: float = 0.5
+    weight_decay: float = 0.0
 
 
 def plan(settings: Settings, budget: Budget) -> tuple[OptimiserTable, ScheduleTable]:
@@ -59,7 +61,10 @@ def plan(settings: Settings, budget: Budget) -> tuple[OptimiserTable, ScheduleTa
         )
     return (
         OptimiserTable(
-            name="adamw", learning_rate=budget.learning_rate, localisation_factor=budget.localisation_factor
+            name="adamw",
+            learning_rate=budget.learning_rate,
+            localisation_factor=budget.localisation_factor,
+            weight_decay=budget.weight_decay,
         ),
         ScheduleTable(name="cosine", steps=steps, batch_size=64, warmup_steps=steps // 20),
     )
