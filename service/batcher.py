@@ -172,6 +172,7 @@ class Batcher:
     def _refuse(self) -> None:
         """What waits, and all that may come."""
         self._closing = True
+        self._stop_timer()
         _fail(self._waiting.values(), Draining, "the service stopped before this image was read")
         self._waiting.clear()
 
@@ -181,9 +182,7 @@ class Batcher:
 
     def _advance(self) -> None:
         """Begins the batches that may begin, and sees to it that the next one does when its time comes."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         while (pause := self._pause()) == 0:
             if batch := self._take():
                 self._begin(batch)
@@ -191,6 +190,11 @@ class Batcher:
             self._timer = asyncio.get_running_loop().call_later(pause, self._advance)
         if not (self._reserved or self._running):
             self._rate.idle()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _pause(self) -> float | None:
         """Seconds until the next batch goes, as far as is known: None while nothing waits, or the engine is busy."""

@@ -194,7 +194,8 @@ class Predictor:
                 except ServiceError as error:
                     if isinstance(error, DeadlineExceeded | Unavailable):
                         raise
-                    results.append(error)
+                    # Its traceback would hold this frame, which holds the error: the engine would outlive its model.
+                    results.append(error.with_traceback(None))
         finally:
             for future in futures:
                 future.cancel()  # those that nobody waits for any more

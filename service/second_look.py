@@ -29,16 +29,17 @@ Infer = Callable[[NDArray[np.uint8]], Outputs]
 def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[Outputs, int]:
     """The outputs of `infer` for views uint8 [N, H, W, 3], and how many of them it was shown twice.
 
-    A view whose box of the last transformer slopes by more than CROOKED_DEG, and is read with less confidence than
-    SURE, is turned about its middle by that slope and inferred again. Its probabilities are then the geometric mean of
-    both looks': where these disagree neither is believed. Its thetas and boxes are those of the more confident look,
-    in the normalised coordinates of the view as it was given. Without transformers, or where outputs are not finite,
-    the first look counts alone.
+    A view whose box slopes by more than CROOKED_DEG, and is read with less confidence than SURE, is turned about its
+    middle by that slope and inferred again. Its probabilities are then the geometric mean of both looks': where these
+    disagree neither is believed. Its theta and box are those of the more confident look, in the normalised coordinates
+    of the view as it was given. Of readers with no transformer or several, and where outputs are not finite, the first
+    look counts alone: which of several tells the slope, and what each theta is seen from, only the reader knows.
     """
     first = infer(images)
     slopes = _slopes(first.boxes, images.shape[1:3])
     crooked = np.flatnonzero(np.abs(slopes) > np.deg2rad(CROOKED_DEG))
     again = crooked[_confidences(first.probabilities[crooked], alphabet) < SURE]
+    again = again[first.finite()[again]]
     if not len(again):
         return first, 0
     second = infer(np.stack([_turned(images[i], slopes[i]) for i in again]))
@@ -61,12 +62,13 @@ def _mean(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np
 
 
 def _slopes(boxes: NDArray[np.float32], size: tuple[int, ...]) -> NDArray[np.float64]:
-    """[N]: the slope of the upper edge of each image's last box, in radians, clockwise as one sees it (y is down)."""
-    if not boxes.shape[1]:
+    """[N]: the slope of the upper edge of each image's only box, in radians, clockwise as one sees it (y is down)."""
+    if boxes.shape[1] != 1:
         return np.zeros(len(boxes))
     height, width = size
+    corners = boxes[:, 0].astype(np.float64)
     with np.errstate(invalid="ignore"):  # of infinite corners
-        x, y = ((boxes[:, -1, 1] - boxes[:, -1, 0]).astype(np.float64) * (width, height)).T
+        x, y = ((corners[:, 1] - corners[:, 0]) * (width, height)).T
     slopes: NDArray[np.float64] = np.arctan2(y, x)
     return slopes
 

@@ -57,6 +57,15 @@ def test_a_caller_who_stays_gets_the_result_or_the_error() -> None:
         run(while_connected(staying(), fail()))
 
 
+def test_nobody_waits_any_more_for_a_caller_to_leave_whose_work_is_done() -> None:
+    async def main() -> None:
+        await while_connected(staying(), work(3, []))
+        await turns(2)
+        assert len(asyncio.all_tasks()) == 2  # this one, and the one that waits for it
+
+    run(main())
+
+
 def test_work_for_a_caller_who_leaves_is_cancelled() -> None:
     ended: list[str] = []
     with pytest.raises(ClientDisconnect):
@@ -108,7 +117,8 @@ def test_a_deadline_is_a_deadline_whether_or_not_the_caller_leaves_too() -> None
 
         async def leave() -> None:
             await asyncio.sleep(0.01)
-            task.cancel()  # as a deadline does, in the turn in which the caller leaves
+            # As a deadline does, after it is known that the caller has left and before its task wakes up.
+            asyncio.get_running_loop().call_soon(task.cancel)
 
         with pytest.raises(asyncio.CancelledError):
             await while_connected(caller(leave), stand_still())

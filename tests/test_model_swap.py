@@ -183,6 +183,8 @@ def test_the_memory_of_the_old_version_is_free_at_once(root: Path) -> None:
                 read(client)
                 infer(client)
                 assert client.post("/predict", content=b"junk").status_code == 422
+                files = [("image", ("a.png", plain("12"))), ("image", ("b.png", b"junk"))]
+                assert client.post("/predict", files=files).status_code == 200
                 assert load(client, version).status_code == 200
                 wait_until(lambda: [engine() is not None for engine in opened[-2:]] == [False, True])
         finally:

@@ -32,6 +32,13 @@ LEVEL = math.radians(14)
 ALPHABET = "0123456789"
 
 
+def slope_of(grey: NDArray[np.uint8]) -> float:
+    """Of the bar in an image [H, W], in radians, clockwise as one sees it."""
+    rows, columns = np.nonzero(grey > 127)
+    x, y = np.linalg.eigh(np.cov(np.stack([columns, rows])))[1][:, 1]
+    return math.atan2(y * math.copysign(1, x), abs(x))
+
+
 class BarReader:
     """Reads a white bar: 2, surely, where it lies nearly level, and where not rather 1 than 2.
 
@@ -58,10 +65,8 @@ class BarReader:
         if not len(rows):
             probabilities[0, 0] = 1
             return probabilities, np.eye(2, 3)[None], np.array([[(-1, -1), (1, -1), (1, 1), (-1, 1)]])
-        places = np.stack([columns, rows]) + 0.5
-        middle = places.mean(axis=1)
-        axis = np.linalg.eigh(np.cov(places))[1][:, 1]
-        slope = math.atan2(axis[1] * math.copysign(1, axis[0]), abs(axis[0]))
+        middle = np.stack([columns, rows]).mean(axis=1) + 0.5
+        slope = slope_of(image[:, :, 0])
         seen = 0.8 * slope
         linear = np.array([[math.cos(seen), -math.sin(seen)], [math.sin(seen), math.cos(seen)]]) * HALF
         scale = 2 / np.array(image.shape[1::-1])
@@ -92,7 +97,11 @@ def assert_same(outputs: Outputs, expected: Outputs) -> None:
 @given(degrees=st.floats(-50, 50))
 def test_a_second_look_sees_the_number_level_and_tells_where_it_stands(degrees: float) -> None:
     x, y = middle = (WIDTH / 2 + 6, HEIGHT / 2 - 4)
-    outputs, _ = look_twice(BarReader().infer, bar(degrees, (x, y))[None], ALPHABET)
+    reader = BarReader()
+    outputs, twice = look_twice(reader.infer, bar(degrees, (x, y))[None], ALPHABET)
+    if twice:
+        shown = reader.shown[1][0, :, :, 0]
+        assert math.degrees(slope_of(shown)) == pytest.approx(degrees / 5, abs=1.5)
     # Had it looked once, it would have read 1 wherever the bar slopes.
     assert numbers(outputs) == ["2"]
     pixels = (outputs.boxes[0, 0] + 1) / 2 * (WIDTH, HEIGHT)
@@ -192,15 +201,17 @@ def test_beyond_the_edge_of_the_view_it_is_repeated(colour: tuple[int, int, int]
     assert look_twice(infer, shown, ALPHABET)[1] == 1
 
 
-def test_without_transformers_there_is_one_look() -> None:
+@pytest.mark.parametrize("transformers", [0, 2])
+def test_without_transformers_or_with_several_there_is_one_look(transformers: int) -> None:
     reader = BarReader()
 
-    def blind(images: NDArray[np.uint8]) -> Outputs:
+    def infer(images: NDArray[np.uint8]) -> Outputs:
         outputs = reader.infer(images)
-        return Outputs(outputs.probabilities, outputs.theta[:, :0], outputs.boxes[:, :0])
+        of_all = [np.repeat(of_one, transformers, axis=1) for of_one in (outputs.theta, outputs.boxes)]
+        return Outputs(outputs.probabilities, *of_all)
 
-    outputs, twice = look_twice(blind, bar(30)[None], ALPHABET)
-    assert outputs.boxes.shape == (1, 0, 4, 2)
+    outputs, twice = look_twice(infer, bar(30)[None], ALPHABET)
+    assert outputs.boxes.shape == (1, transformers, 4, 2)
     assert (twice, len(reader.shown)) == (0, 1)
 
 
@@ -219,7 +230,7 @@ def test_outputs_that_are_no_numbers_spoil_no_others(field: str, value: float) -
 
         outputs, _ = look_twice(infer, np.stack([bar(30), bar(25)]), ALPHABET)
         assert numbers(outputs)[1] == "2"
-        assert outputs.finite()[1]
+        assert outputs.finite().tolist() == [spoiled_look == 1, True]
 
 
 def test_a_reader_that_is_not_to_look_twice_does_not() -> None:

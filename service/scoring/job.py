@@ -82,6 +82,7 @@ def open_job(out: Place, ask: Ask, model: ModelInfo) -> Job:
     remove_leftovers(out)
     if JOB in names:
         stored = json.loads((out / JOB).read())
+        stored["identity"]["answers"].setdefault("second_look", False)  # begun before there were any
         _check_same(out, stored["identity"], identity)
         logger.info("going on with the job of %s", stored["begun"], extra={"fields": {"job": stored["id"]}})
     else:
