@@ -142,7 +142,7 @@ def score(
     ask = Ask(
         inputs=inputs,
         columns=Columns(path_column, bytes_column, id_column, regions_column),
-        answers=Answers(min_confidence, boxes, settings.max_pixels, settings.second_look and engine != "http"),
+        answers=Answers(min_confidence, boxes, settings.max_pixels, settings.second_look),
         sample=sample,
         limit=limit,
         part_size=part_size,
