@@ -62,9 +62,9 @@ class Outputs:
         """The outputs of the images [start, stop)."""
         return Outputs(self.probabilities[start:stop], self.theta[start:stop], self.boxes[start:stop])
 
-    def where(self, mask: NDArray[np.bool_]) -> Outputs:
-        """The outputs of the images for which `mask` [N] is true."""
-        return Outputs(self.probabilities[mask], self.theta[mask], self.boxes[mask])
+    def where(self, chosen: NDArray[np.bool_ | np.intp]) -> Outputs:
+        """The outputs of the images for which `chosen` [N] is true, or of those at the places `chosen`."""
+        return Outputs(self.probabilities[chosen], self.theta[chosen], self.boxes[chosen])
 
     @staticmethod
     def joined(parts: Sequence[Outputs]) -> Outputs:

@@ -38,8 +38,11 @@ def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[
     first = infer(images)
     slopes = _slopes(first.boxes, images.shape[1:3])
     crooked = np.flatnonzero(np.abs(slopes) > np.deg2rad(CROOKED_DEG))
-    again = crooked[_confidences(first.probabilities[crooked], alphabet) < SURE]
-    again = again[first.finite()[again]]
+    if not len(crooked):  # as nearly always
+        return first, 0
+    confidences = _confidences(first.probabilities[crooked], alphabet)
+    doubtful = (confidences < SURE) & first.where(crooked).finite()
+    again, before = crooked[doubtful], confidences[doubtful]
     if not len(again):
         return first, 0
     second = infer(np.stack([_turned(images[i], slopes[i]) for i in again]))
@@ -47,7 +50,7 @@ def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[
     seen, second = again[finite], second.where(finite)
     outputs = Outputs(first.probabilities.copy(), first.theta.copy(), first.boxes.copy())
     outputs.probabilities[seen] = _mean(first.probabilities[seen], second.probabilities)
-    surer = _confidences(second.probabilities, alphabet) > _confidences(first.probabilities[seen], alphabet)
+    surer = _confidences(second.probabilities, alphabet) > before[finite]
     back = _to_first_view(slopes[seen[surer]], images.shape[1:3])
     outputs.theta[seen[surer]] = np.einsum("nij,nkjl->nkil", back, second.theta[surer])
     outputs.boxes[seen[surer]] = np.einsum("nij,nkcj->nkci", back, second.boxes[surer])

@@ -213,8 +213,8 @@ def test_collections_without_a_number_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_lost_is_the_mean_of_both_ways() -> None:
-    def row(reader: float, twice: float, twin: float) -> dict[str, float]:
-        return {"reader": reader, "reader, looking once": twice, "twin": twin}
+    def row(reader: float, once: float, twin: float) -> dict[str, float]:
+        return {"reader": reader, "reader, looking once": once, "twin": twin}
 
     cells = lost({"-45": row(80, 91, 20), "0": row(90, 91, 80), "45": row(60, 81, 40)})
     assert cells["reader"] == {"upright": 90, TURNED: 70, "lost": 20, SHARE: pytest.approx(0.4)}

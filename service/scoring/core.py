@@ -63,7 +63,7 @@ class Loader:
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What is asked of the reader: `min_confidence` replaces the artifact's own threshold, `second_look` is whether it
-    looks twice at what stands crooked. (A service decides on these two for itself: here is what it is said to.)"""
+    looks twice at what stands crooked. (Of `max_pixels` and `second_look` a service decides for itself.)"""
 
     min_confidence: float | None
     boxes: bool
