@@ -33,8 +33,8 @@ _GONE = "the other process is gone"
 class Post:
     """What a worker is given: its place among the others, the sockets of all, and its end of the pipe.
 
-    `connections` is memory that all share: how many each has open, NOT_LISTENING for one that takes none. In `folder`
-    all keep their metrics. A `replacement` takes no connection before it is warm; `choice` is what the others serve,
+    `connections` and `beats` are memory that all share: how many each has open, NOT_LISTENING for one that takes none,
+    and a number of each that changes as long as its event loop turns. In `folder` all keep their metrics. A `replacement` takes no connection before it is warm; `choice` is what the others serve,
     None for what the settings say.
     """
 
@@ -42,6 +42,7 @@ class Post:
     listeners: list[socket.socket]
     connection: Connection
     connections: MutableSequence[int]
+    beats: MutableSequence[int]
     folder: Path
     replacement: bool
     choice: dict[str, Any] | None

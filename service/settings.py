@@ -43,6 +43,11 @@ class Settings(BaseSettings):
         description="Processes that answer on the one port, each with the model and its share of the CPUs; from 2 on"
         " one more process watches over them.",
     )
+    worker_timeout_s: float = Field(
+        30.0,
+        ge=2.0,
+        description="Seconds without a sign of life after which one of several workers is killed and replaced.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: LogFormat = Field(
         "auto", description="How to log: json, one object per line, or text; auto is text on a terminal, else json."

@@ -36,7 +36,7 @@ _ATTEMPTS_PER_WORKER = 3
 # A worker that lived as long as this did not crash because of how it was started.
 _SETTLED_S = 60.0
 _LONGEST_PAUSE_S = 30.0
-_REFRESH_S = 1.0
+_LOOK_S = 1.0
 _LOAD_S = 120.0
 # More than a worker needs to end when it is told to.
 _LATE_S = 5.0
@@ -47,7 +47,8 @@ class Supervisor:
     """Keeps `settings.workers` workers, and passes on to them what it is told by signals.
 
     The sockets are its own: what waits in them outlives a worker. One that ends unasked is replaced, at first at once,
-    then after a pause that grows. Where none can be started it gives up, with the exit code that the workers gave.
+    then after a pause that grows; one whose event loop has not turned for `settings.worker_timeout_s` is killed, and so
+    replaced. Where none can be started it gives up, with the exit code that the workers gave.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -55,6 +56,7 @@ class Supervisor:
         self._settings = settings
         self._spawning = get_context("spawn")
         self._connections: MutableSequence[int] = self._spawning.RawArray("i", [NOT_LISTENING] * settings.workers)
+        self._beats: MutableSequence[int] = self._spawning.RawArray("i", settings.workers)
         self._workers: dict[int, _Watched] = {}
         self._choice: dict[str, Any] | None = None
         self._whole = False
@@ -80,13 +82,13 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         loop.add_signal_handler(signal.SIGINT, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._tell_all, "reload")
-        refreshing = asyncio.create_task(self._refresh())
+        looking = asyncio.create_task(self._look_after_them())
         try:
             async with asyncio.TaskGroup() as keeping:
                 for place in range(self._settings.workers):
                     keeping.create_task(self._keep(place))
         finally:
-            refreshing.cancel()
+            looking.cancel()
             self._kill_all()
 
     async def _keep(self, place: int) -> None:
@@ -134,6 +136,7 @@ class Supervisor:
             listeners=self._listeners,
             connection=other_end,
             connections=self._connections,
+            beats=self._beats,
             folder=self._folder,
             replacement=self._whole,
             choice=self._choice,
@@ -214,10 +217,24 @@ class Supervisor:
         for worker in self._workers.values():
             worker.process.kill()
 
-    async def _refresh(self) -> None:
+    async def _look_after_them(self) -> None:
         while True:
             self._metrics.refresh()
-            await asyncio.sleep(_REFRESH_S)
+            if not self._stopping.is_set():  # then they have so long to end, and do not tick
+                for worker in self._workers.values():
+                    self._look_at(worker)
+            await asyncio.sleep(_LOOK_S)
+
+    def _look_at(self, worker: _Watched) -> None:
+        """Kills a worker that was warm and hangs. What this process sleeps through, as when all are frozen together,
+        does not count: silence is what it has itself looked at for so long."""
+        beat = self._beats[worker.place]
+        worker.silent_s = worker.silent_s + _LOOK_S if worker.warm and beat == worker.beat else 0.0
+        worker.beat = beat
+        if worker.silent_s >= self._settings.worker_timeout_s:
+            logger.error("worker %d has given no sign of life for %g s: it is killed", worker.place, worker.silent_s)
+            worker.process.kill()
+            worker.silent_s = 0.0
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -226,7 +243,8 @@ class Supervisor:
 
 
 class _Watched:
-    """A worker as its supervisor sees it. `choice` is what it serves; None before it is `warm`, and for a file."""
+    """A worker as its supervisor sees it. `choice` is what it serves; None before it is `warm`, and for a file. Its
+    last `beat` is so many seconds old."""
 
     def __init__(self, place: int, process: SpawnProcess, channel: Channel) -> None:
         self.place = place
@@ -234,6 +252,8 @@ class _Watched:
         self.channel = channel
         self.warm = False
         self.choice: dict[str, Any] | None = None
+        self.beat = 0
+        self.silent_s = 0.0
 
     async def ended(self) -> int:
         """Waits for the end of the process; gives its exit code."""

@@ -44,6 +44,7 @@ class Worker(Server):
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
+        self._post.beats[self._post.place] = counter
         if self._post.connections[self._post.place] != NOT_LISTENING:
             self._count_connections()
         if counter % _TICKS_PER_REFRESH == 0:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -200,6 +201,42 @@ def test_a_worker_that_is_killed_is_replaced_and_no_one_elses_request_is_lost(se
         wait_until(lambda: value(others[0], "housenumber_workers") == 2, PATIENCE_S)
         wait_until(lambda: value(others[0], "housenumber_requests_in_flight") == 0, PATIENCE_S)
         assert "worker 0 ended by SIGKILL; another one takes its place in 0 s" in server.log
+
+
+def test_a_worker_that_hangs_is_replaced(artifact: Path, tmp_path: Path) -> None:
+    """It is frozen: alive, and with connections that nobody answers."""
+    with service_process(tmp_path / "log", *flags("--model", str(artifact), "--worker-timeout-s", "2")) as server:
+        server.wait_until_ready()
+        with clients_of_both(server) as clients, ExitStack() as stack:
+            victim = server.started(0)[-1]
+            others = [client for client in clients if worker_of(client) != victim]
+            probing = stack.enter_context(Stream(server, "GET", "/readyz", keep=False))
+            wait_until(lambda: bool(probing.statuses), PATIENCE_S)
+            os.kill(victim, signal.SIGSTOP)
+            wait_until(lambda: len(server.started(0)) == 2, PATIENCE_S)
+            assert "worker 0 has given no sign of life for 2 s: it is killed" in server.log
+            wait_until(lambda: value(others[0], "housenumber_workers") == 2, PATIENCE_S)
+            assert value(others[0], "housenumber_worker_restarts_total") == 1
+            assert {client.post("/predict", content=IMAGE).status_code for client in others} == {200}
+            assert set(probing.statuses) == {200}
+        assert len(server.started(1)) == 1
+
+
+def test_workers_that_were_frozen_with_their_supervisor_live_on(artifact: Path, tmp_path: Path) -> None:
+    """As when a virtual machine is moved: they have been silent for longer than they may, but so has it."""
+    with service_process(tmp_path / "log", *flags("--model", str(artifact), "--worker-timeout-s", "2")) as server:
+        server.wait_until_ready()
+        everybody = [server.popen.pid, server.started(0)[-1], server.started(1)[-1]]
+        for process in everybody:
+            os.kill(process, signal.SIGSTOP)
+        time.sleep(4)
+        for process in everybody:  # the one that watches comes first, and sees them silent
+            os.kill(process, signal.SIGCONT)
+        time.sleep(4)
+        with server.client() as client:
+            assert client.post("/predict", content=IMAGE).status_code == 200
+        assert len(server.started(0)) == len(server.started(1)) == 1
+        assert "no sign of life" not in server.log
 
 
 def test_the_end_of_the_supervisor_ends_the_workers(artifact: Path, tmp_path: Path) -> None:
