@@ -34,8 +34,9 @@ class Post:
     """What a worker is given: its place among the others, the sockets of all, and its end of the pipe.
 
     `connections` and `beats` are memory that all share: how many each has open, NOT_LISTENING for one that takes none,
-    and a number of each that changes as long as its event loop turns. In `folder` all keep their metrics. A `replacement` takes no connection before it is warm; `choice` is what the others serve,
-    None for what the settings say.
+    and a number of each that changes as long as its event loop turns. In `folder` all keep their metrics. A
+    `replacement` takes no connection before it is warm; `choice` is what the others serve, None for what the settings
+    say.
     """
 
     place: int

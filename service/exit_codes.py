@@ -10,6 +10,7 @@ EXIT_MODEL = 5
 EXIT_PROVIDER = 6
 EXIT_UNANSWERED = 7
 EXIT_WORKERS = 8
+EXIT_STALLED = 9
 
 
 def code_of_failure(error: Exception) -> int:

@@ -87,7 +87,17 @@ class Lifecycle:
     @property
     def waiting(self) -> int:
         """Images that wait for a model, be it the one that serves or one that finishes what it has."""
-        return sum(predictor.waiting for predictor in (self._predictor, *self._retired) if predictor)
+        return sum(predictor.waiting for predictor in self._predictors)
+
+    @property
+    def stalled_s(self) -> float:
+        """For how many seconds an engine has given no answer, but failures or nothing to a batch."""
+        return max((predictor.stalled_s for predictor in self._predictors), default=0.0)
+
+    @property
+    def _predictors(self) -> list[Predictor]:
+        """The one that serves, and those that finish what they have."""
+        return [predictor for predictor in (self._predictor, *self._retired) if predictor is not None]
 
     @property
     def is_full(self) -> bool:
@@ -151,9 +161,8 @@ class Lifecycle:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for predictor in (self._predictor, *self._retired):
-            if predictor is not None:
-                await predictor.close()
+        for predictor in self._predictors:
+            await predictor.close()
         self.pool.close()
 
     async def _get_ready(self) -> None:

@@ -88,6 +88,11 @@ class Predictor:
         """Images in the queue."""
         return self._batcher.waiting
 
+    @property
+    def stalled_s(self) -> float:
+        """For how many seconds its engine has given no answer, but failures or nothing."""
+        return self._batcher.stalled_s
+
     @contextmanager
     def in_use(self) -> Iterator[Self]:
         """For a request, from the moment it is admitted until it is answered."""

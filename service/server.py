@@ -18,7 +18,7 @@ import uvicorn
 
 from service.app import create_app
 from service.engine import OnnxEngine
-from service.exit_codes import EXIT_UNANSWERED, code_of_failure
+from service.exit_codes import EXIT_STALLED, EXIT_UNANSWERED, code_of_failure
 from service.listening import Acceptor
 from service.protocol import BoundedHead
 from service.settings import Settings
@@ -39,7 +39,8 @@ class Server(uvicorn.Server):
     On SIGTERM or SIGINT the service says that it is not ready, but answers for `drain_delay_s` as before, each answer
     with `Connection: close`. Then it stops listening, answers what it has accepted, and ends with `exit_code` 0. What
     is not answered within `drain_timeout_s`, or at a second signal, is cut off, and the exit code is another one. On
-    SIGHUP the API keys and the model are read again.
+    SIGHUP the API keys and the model are read again. Where the engine gives no answers any more for `stall_timeout_s`
+    the process ends: a CUDA context that has failed once fails until then.
     """
 
     def __init__(self, settings: Settings, spread: Callable[[dict[str, Any]], Awaitable[None]] | None = None) -> None:
@@ -73,6 +74,12 @@ class Server(uvicorn.Server):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         await super().startup(sockets=[])  # listens to nothing itself
         self._begin_to_accept()
+
+    async def on_tick(self, counter: int) -> bool:
+        if (stalled_s := self._lifecycle.stalled_s) >= self._settings.stall_timeout_s:
+            logger.critical("the engine has given no answer for %.0f s: the process ends", stalled_s)
+            self._end_now(EXIT_STALLED)
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._acceptor.close()
@@ -111,13 +118,16 @@ class Server(uvicorn.Server):
         unanswered = max(len(self.server_state.tasks), len(self.server_state.connections) if self.should_exit else 0)
         if unanswered:
             logger.error("stopped with %d requests unanswered", unanswered)
-        logging.shutdown()
-        os._exit(EXIT_UNANSWERED if unanswered else self.exit_code)
+        self._end_now(EXIT_UNANSWERED if unanswered else self.exit_code)
 
     def reload(self) -> None:
         """Reads the API keys and the model again."""
         self._access.reload()
         self._lifecycle.reload()
+
+    def _end_now(self, code: int) -> Never:
+        logging.shutdown()
+        os._exit(code)
 
     def _stop(self) -> None:
         self.should_exit = True

@@ -146,6 +146,12 @@ class Settings(BaseSettings):
     request_timeout_ms: int = Field(
         30_000, ge=1, description="Longest a request may take, in milliseconds; a caller may ask for less."
     )
+    stall_timeout_s: float = Field(
+        120.0,
+        gt=0.0,
+        description="Seconds in which the engine has given failures alone, or one batch no end, after which the process"
+        " ends, so that another one takes its place; longer than a request may take.",
+    )
     drain_delay_s: float = Field(
         0.0,
         ge=0.0,
@@ -203,5 +209,14 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_queue_images ({self.max_queue_images}) must be at least max_images ({self.max_images}):"
                 " a request that fills the queue alone could never be answered"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_request_ends_before_a_stall(self) -> Self:
+        if self.stall_timeout_s * 1000 <= self.request_timeout_ms:
+            raise ValueError(
+                f"stall_timeout_s ({self.stall_timeout_s:g}) must be more than request_timeout_ms"
+                f" ({self.request_timeout_ms} ms): a batch may decode for as long as its requests wait"
             )
         return self

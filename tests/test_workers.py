@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -79,11 +79,10 @@ def served_by(client: httpx.Client) -> set[int]:
 
 def open_files(process: int) -> set[str]:
     files = set()
-    try:
+    with suppress(OSError):  # it has ended, or is not ours
         for file in Path(f"/proc/{process}/fd").iterdir():
-            files.add(str(file.readlink()))
-    except OSError:  # it has ended, or closed the file, or is not ours
-        pass
+            with suppress(OSError):  # closed meanwhile
+                files.add(str(file.readlink()))
     return files
 
 
