@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 # For requests that were on their way when the process stopped listening.
 _ON_THE_WAY_S = 0.25
 _POLL_S = 0.05
+# Of uvicorn's, which come every tenth of a second: a process that was frozen finds its batch old, and lets it end.
+_TICKS_TO_RECOVER = 30
 # How long a thread that comes back to Python (with decoded pixels, from a batch) waits for the event loop, or that for
 # it, before it is asked to stand aside; 5 ms by default, longer than most of what either does.
 _SWITCH_INTERVAL_S = 0.0005
@@ -47,6 +49,7 @@ class Server(uvicorn.Server):
         self.exit_code = 0
         self._settings = settings
         self._asked_to_stop = False
+        self._stalled_ticks = 0
         app = create_app(settings, self._load, self._on_failure, spread)
         self._lifecycle = app.state.lifecycle
         self._access = app.state.access
@@ -76,7 +79,9 @@ class Server(uvicorn.Server):
         self._begin_to_accept()
 
     async def on_tick(self, counter: int) -> bool:
-        if (stalled_s := self._lifecycle.stalled_s) >= self._settings.stall_timeout_s:
+        stalled_s = self._lifecycle.stalled_s
+        self._stalled_ticks = self._stalled_ticks + 1 if stalled_s >= self._settings.stall_timeout_s else 0
+        if self._stalled_ticks > _TICKS_TO_RECOVER:
             logger.critical("the engine has given no answer for %.0f s: the process ends", stalled_s)
             self._end_now(EXIT_STALLED)
         return await super().on_tick(counter)
