@@ -100,17 +100,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._executor = ThreadPoolExecutor(max_workers=parallel_batches, thread_name_prefix="engine")
-        # The batches that run, and when each began.
-        self._running: dict[asyncio.Task[None], float] = {}
-        # The first and the last of the engine's failures since it last gave an answer.
-        self._failures: tuple[float, float] | None = None
-
-    @property
-    def stalled_s(self) -> float:
-        """For how many seconds the engine has given failures alone, or nothing at all to the oldest batch."""
-        first, last = self._failures or (0.0, 0.0)
-        now = monotonic()
-        return max([last - first, *(now - began for began in self._running.values())])
+        self._running: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
@@ -228,11 +218,11 @@ class Batcher:
 
     def _begin(self, batch: list[_Item]) -> None:
         task = asyncio.create_task(self._serve(batch), name="batch")
-        self._running[task] = monotonic()
+        self._running.add(task)
         task.add_done_callback(self._on_served)
 
     def _on_served(self, task: asyncio.Task[None]) -> None:
-        del self._running[task]
+        self._running.discard(task)
         if task.cancelled():  # the event loop ends without `close`
             self._refuse()
         self._advance()
@@ -270,17 +260,10 @@ class Batcher:
                 self._still_wanted(item)  # says why it is not
             elif not item.future.done():
                 item.future.set_exception(pixels)
-        if run.result is None:
-            return read, None
-        if isinstance(run.result, BaseException):
-            self._note_failure()
+        if run.result is None or isinstance(run.result, BaseException):
             return read, run.result
         tell(self._observe_batch, len(read))
         outputs, finite = run.result
-        if finite.any():
-            self._failures = None
-        else:
-            self._note_failure()
         for index, (item, is_finite) in enumerate(zip(read, finite, strict=True)):
             if not is_finite:
                 logger.error("the engine's outputs for an image are not finite numbers")
@@ -289,11 +272,6 @@ class Batcher:
                 answer = Answer(outputs.part(index, index + 1), queue_s, run.decode_s, run.inference_s)
                 item.future.set_result(answer)
         return read, None
-
-    def _note_failure(self) -> None:
-        now = monotonic()
-        first, _ = self._failures or (now, now)
-        self._failures = (first, now)
 
     def _still_wanted(self, item: _Item) -> bool:
         if item.future.done():

@@ -24,6 +24,7 @@ from service.exit_codes import (
     EXIT_LISTEN,
     EXIT_MODEL,
     EXIT_PROVIDER,
+    EXIT_STALLED,
     EXIT_UNANSWERED,
     EXIT_USAGE,
     EXIT_WORKERS,
@@ -87,7 +88,7 @@ def read_settings(**flags: Any) -> Settings:
     f" {ENV_PREFIX}API_KEYS, {ENV_PREFIX}ADMIN_KEYS and from files. Exit codes: 0 stopped by a"
     f" signal, everything answered; {EXIT_USAGE} wrong usage; {EXIT_LISTEN} cannot listen; {EXIT_MODEL} the model"
     f" cannot be loaded; {EXIT_PROVIDER} the provider cannot run it; {EXIT_UNANSWERED} stopped with requests"
-    f" unanswered; {EXIT_WORKERS} no worker can be started.",
+    f" unanswered; {EXIT_WORKERS} no worker can be started; {EXIT_STALLED} the engine gives no answers any more.",
 )
 @_settings_options
 @click.pass_context

@@ -14,6 +14,7 @@ from service.artifact import ArtifactError
 from service.cpus import usable_cpus
 from service.decode_pool import DecodePool
 from service.engine import CUDA, Engine, ProviderError
+from service.engine_watch import EngineWatch
 from service.errors import Draining, NotReady, ServiceError
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -43,7 +44,8 @@ class Lifecycle:
     before it goes on.
 
     `whole` is False as long as other processes of the service, without which it is not ready, are still loading;
-    `on_serving` is called whenever a model was loaded, or chosen anew.
+    `on_serving` is called whenever a model was loaded, or chosen anew, `on_stall` when the engine that serves has given
+    no answer for `stall_timeout_s`.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Lifecycle:
         self._on_failure = on_failure
         self.whole = True
         self.on_serving: Callable[[], None] = lambda: None
+        self.on_stall: Callable[[], None] = lambda: None
         self._source = Source(settings)
         self._state = State.STARTING
         self._predictor: Predictor | None = None
@@ -87,17 +90,7 @@ class Lifecycle:
     @property
     def waiting(self) -> int:
         """Images that wait for a model, be it the one that serves or one that finishes what it has."""
-        return sum(predictor.waiting for predictor in self._predictors)
-
-    @property
-    def stalled_s(self) -> float:
-        """For how many seconds an engine has given no answer, but failures or nothing to a batch."""
-        return max((predictor.stalled_s for predictor in self._predictors), default=0.0)
-
-    @property
-    def _predictors(self) -> list[Predictor]:
-        """The one that serves, and those that finish what they have."""
-        return [predictor for predictor in (self._predictor, *self._retired) if predictor is not None]
+        return sum(predictor.waiting for predictor in (self._predictor, *self._retired) if predictor)
 
     @property
     def is_full(self) -> bool:
@@ -118,6 +111,8 @@ class Lifecycle:
         """Whether requests should be sent here. Raises NotReady, and Draining, when what comes is still served."""
         if self._state is not State.READY:
             raise self._unavailable()
+        if self.admit().watch.is_failing:
+            raise NotReady("the engine fails on every image", _RETRY_AFTER_S)
         if not self.whole:
             raise NotReady("another process of the service is still loading the model", _RETRY_AFTER_S)
 
@@ -161,8 +156,9 @@ class Lifecycle:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for predictor in self._predictors:
-            await predictor.close()
+        for predictor in (self._predictor, *self._retired):
+            if predictor is not None:
+                await predictor.close()
         self.pool.close()
 
     async def _get_ready(self) -> None:
@@ -256,7 +252,9 @@ class Lifecycle:
         old = self._predictor
         self._predictor = Predictor(reader, self.pool, self._settings, self._metrics)
         self._serving = candidate
+        self._in_background(self._watch(self._predictor.watch))
         if old is not None:
+            old.watch.close()
             self._retired.add(old)
             self._in_background(self._retire(old))
         model = self._predictor.model
@@ -267,6 +265,11 @@ class Lifecycle:
         await predictor.unused()
         await predictor.close()
         self._retired.discard(predictor)
+
+    async def _watch(self, engine: EngineWatch) -> None:
+        if await engine.stalled(self._settings.stall_timeout_s):
+            logger.critical("the engine has given no answer for %g s", self._settings.stall_timeout_s)
+            self.on_stall()
 
     def _fail(self, error: Exception) -> None:
         if self._state is State.STARTING:

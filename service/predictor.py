@@ -17,6 +17,7 @@ from service.artifact import ArtifactMetadata
 from service.batcher import Answer, Batcher, Image
 from service.decode_pool import DecodePool
 from service.engine import CUDA, Outputs
+from service.engine_watch import EngineWatch
 from service.errors import DeadlineExceeded, ServiceError, Unavailable
 from service.imaging import View
 from service.metrics import Metrics
@@ -49,7 +50,8 @@ Kept = TypeVar("Kept", View, Reading)
 
 
 class Predictor:
-    """A loaded reader with its batcher, and the pool that decodes for it where its batches do not."""
+    """A loaded reader with its batcher, and the pool that decodes for it where its batches do not; `watch` is of its
+    engine."""
 
     def __init__(self, reader: Reader, pool: DecodePool, settings: Settings, metrics: Metrics) -> None:
         engine = reader.engine
@@ -60,8 +62,9 @@ class Predictor:
         # Else in the threads of the batches: where those are as many as are to decode, and compute themselves.
         self._decodes_ahead = engine.provider == CUDA or engine.parallel_batches != pool.threads
         self._prepare = partial(prepare, size=reader.metadata.input_size, max_pixels=settings.max_pixels)
+        self.watch = EngineWatch(reader.infer, reader.metadata.input_size)
         self._batcher = Batcher(
-            self.statistics.timing(reader.infer),
+            self.statistics.timing(self.watch.infer),
             max_batch_size=settings.max_batch_size,
             max_queue_images=settings.max_queue_images,
             max_batch_delay_s=settings.max_batch_delay_ms / 1000,
@@ -87,11 +90,6 @@ class Predictor:
     def waiting(self) -> int:
         """Images in the queue."""
         return self._batcher.waiting
-
-    @property
-    def stalled_s(self) -> float:
-        """For how many seconds its engine has given no answer, but failures or nothing."""
-        return self._batcher.stalled_s
 
     @contextmanager
     def in_use(self) -> Iterator[Self]:

@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 # For requests that were on their way when the process stopped listening.
 _ON_THE_WAY_S = 0.25
 _POLL_S = 0.05
-# Of uvicorn's, which come every tenth of a second: a process that was frozen finds its batch old, and lets it end.
-_TICKS_TO_RECOVER = 30
 # How long a thread that comes back to Python (with decoded pixels, from a batch) waits for the event loop, or that for
 # it, before it is asked to stand aside; 5 ms by default, longer than most of what either does.
 _SWITCH_INTERVAL_S = 0.0005
@@ -41,17 +39,17 @@ class Server(uvicorn.Server):
     On SIGTERM or SIGINT the service says that it is not ready, but answers for `drain_delay_s` as before, each answer
     with `Connection: close`. Then it stops listening, answers what it has accepted, and ends with `exit_code` 0. What
     is not answered within `drain_timeout_s`, or at a second signal, is cut off, and the exit code is another one. On
-    SIGHUP the API keys and the model are read again. Where the engine gives no answers any more for `stall_timeout_s`
-    the process ends: a CUDA context that has failed once fails until then.
+    SIGHUP the API keys and the model are read again. When the engine has stalled the process ends in the same way, with
+    an exit code of its own.
     """
 
     def __init__(self, settings: Settings, spread: Callable[[dict[str, Any]], Awaitable[None]] | None = None) -> None:
         self.exit_code = 0
         self._settings = settings
         self._asked_to_stop = False
-        self._stalled_ticks = 0
         app = create_app(settings, self._load, self._on_failure, spread)
         self._lifecycle = app.state.lifecycle
+        self._lifecycle.on_stall = self._on_stall
         self._access = app.state.access
         self._metrics = app.state.metrics
         super().__init__(
@@ -77,14 +75,6 @@ class Server(uvicorn.Server):
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         await super().startup(sockets=[])  # listens to nothing itself
         self._begin_to_accept()
-
-    async def on_tick(self, counter: int) -> bool:
-        stalled_s = self._lifecycle.stalled_s
-        self._stalled_ticks = self._stalled_ticks + 1 if stalled_s >= self._settings.stall_timeout_s else 0
-        if self._stalled_ticks > _TICKS_TO_RECOVER:
-            logger.critical("the engine has given no answer for %.0f s: the process ends", stalled_s)
-            self._end_now(EXIT_STALLED)
-        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._acceptor.close()
@@ -123,16 +113,13 @@ class Server(uvicorn.Server):
         unanswered = max(len(self.server_state.tasks), len(self.server_state.connections) if self.should_exit else 0)
         if unanswered:
             logger.error("stopped with %d requests unanswered", unanswered)
-        self._end_now(EXIT_UNANSWERED if unanswered else self.exit_code)
+        logging.shutdown()
+        os._exit(self.exit_code or (EXIT_UNANSWERED if unanswered else 0))
 
     def reload(self) -> None:
         """Reads the API keys and the model again."""
         self._access.reload()
         self._lifecycle.reload()
-
-    def _end_now(self, code: int) -> Never:
-        logging.shutdown()
-        os._exit(code)
 
     def _stop(self) -> None:
         self.should_exit = True
@@ -156,6 +143,10 @@ class Server(uvicorn.Server):
             spinning=self._settings.spinning,
             gpu_memory_mib=self._settings.gpu_memory_mib,
         )
+
+    def _on_stall(self) -> None:
+        self.exit_code = EXIT_STALLED
+        self.drain()
 
     def _on_failure(self, error: Exception) -> None:
         self.exit_code = code_of_failure(error)

@@ -47,8 +47,9 @@ class Supervisor:
     """Keeps `settings.workers` workers, and passes on to them what it is told by signals.
 
     The sockets are its own: what waits in them outlives a worker. One that ends unasked is replaced, at first at once,
-    then after a pause that grows; one whose event loop has not turned for `settings.worker_timeout_s` is killed, and so
-    replaced. Where none can be started it gives up, with the exit code that the workers gave.
+    then after a pause that grows. One that hangs is killed, and so replaced: whose event loop has not turned for
+    `settings.worker_timeout_s`, or that is not warm after `settings.worker_start_timeout_s`. Where none can be started
+    it gives up, with the exit code that the workers gave.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -82,13 +83,14 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGTERM, self._on_stop)
         loop.add_signal_handler(signal.SIGINT, self._on_stop)
         loop.add_signal_handler(signal.SIGHUP, self._tell_all, "reload")
-        looking = asyncio.create_task(self._look_after_them())
+        tasks = [asyncio.create_task(self._refresh()), asyncio.create_task(self._look_after_them())]
         try:
             async with asyncio.TaskGroup() as keeping:
                 for place in range(self._settings.workers):
                     keeping.create_task(self._keep(place))
         finally:
-            looking.cancel()
+            for task in tasks:
+                task.cancel()
             self._kill_all()
 
     async def _keep(self, place: int) -> None:
@@ -164,6 +166,7 @@ class Supervisor:
 
     def _on_warm(self, worker: _Watched) -> None:
         worker.warm = True
+        worker.silent_s = 0.0
         self._in_vain = 0
         logger.info("worker %d (process %d) is warm", worker.place, worker.process.pid)
         if not self._whole and sum(other.warm for other in self._workers.values()) == self._settings.workers:
@@ -217,24 +220,31 @@ class Supervisor:
         for worker in self._workers.values():
             worker.process.kill()
 
-    async def _look_after_them(self) -> None:
+    async def _refresh(self) -> None:
         while True:
             self._metrics.refresh()
-            if not self._stopping.is_set():  # then they have so long to end, and do not tick
-                for worker in self._workers.values():
-                    self._look_at(worker)
+            await asyncio.sleep(_LOOK_S)
+
+    async def _look_after_them(self) -> None:
+        while not self._stopping.is_set():  # from then on they have so long to end
+            for worker in self._workers.values():
+                self._look_at(worker)
             await asyncio.sleep(_LOOK_S)
 
     def _look_at(self, worker: _Watched) -> None:
-        """Kills a worker that was warm and hangs. What this process sleeps through, as when all are frozen together,
-        does not count: silence is what it has itself looked at for so long."""
+        """Kills a worker that hangs. What this process sleeps through, as when all are frozen together, does not
+        count: silence is what it has itself looked at for so long."""
         beat = self._beats[worker.place]
-        worker.silent_s = worker.silent_s + _LOOK_S if worker.warm and beat == worker.beat else 0.0
+        is_silent = not worker.warm or beat == worker.beat
+        worker.silent_s = worker.silent_s + _LOOK_S if is_silent else 0.0
         worker.beat = beat
-        if worker.silent_s >= self._settings.worker_timeout_s:
-            logger.error("worker %d has given no sign of life for %g s: it is killed", worker.place, worker.silent_s)
-            worker.process.kill()
-            worker.silent_s = 0.0
+        settings = self._settings
+        if worker.silent_s < (settings.worker_timeout_s if worker.warm else settings.worker_start_timeout_s):
+            return
+        worker.process.kill()
+        what = "given no sign of life" if worker.warm else "not become warm"
+        logger.error("worker %d has %s for %g s: it is killed", worker.place, what, worker.silent_s)
+        worker.silent_s = 0.0
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -243,8 +253,8 @@ class Supervisor:
 
 
 class _Watched:
-    """A worker as its supervisor sees it. `choice` is what it serves; None before it is `warm`, and for a file. Its
-    last `beat` is so many seconds old."""
+    """A worker as its supervisor sees it. `choice` is what it serves; None before it is `warm`, and for a file. It has
+    had the same `beat`, or has not become warm, for `silent_s`."""
 
     def __init__(self, place: int, process: SpawnProcess, channel: Channel) -> None:
         self.place = place

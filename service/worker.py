@@ -16,6 +16,7 @@ from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_BEAT_S = 0.1
 _TICKS_PER_REFRESH = 10  # of uvicorn's, which come every tenth of a second
 
 
@@ -41,15 +42,21 @@ class Worker(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._channel.open(self._on_message, self._on_orphaned)
+        self._in_background(self._beat())
         await super().startup(sockets)
 
     async def on_tick(self, counter: int) -> bool:
-        self._post.beats[self._post.place] = counter
         if self._post.connections[self._post.place] != NOT_LISTENING:
             self._count_connections()
         if counter % _TICKS_PER_REFRESH == 0:
             self._metrics.refresh()
         return await super().on_tick(counter)
+
+    async def _beat(self) -> None:
+        """Until the event loop ends: also while it drains, when it does not tick."""
+        while True:
+            self._post.beats[self._post.place] += 1
+            await asyncio.sleep(_BEAT_S)
 
     def _begin_to_accept(self) -> None:
         if not self._post.replacement:

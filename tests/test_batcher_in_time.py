@@ -254,37 +254,6 @@ def test_why_images_were_dropped_and_rejected_is_told() -> None:
     assert rejected == [3]
 
 
-@pytest.mark.parametrize("mood", ["raise", "memory", "nan", "short"])
-def test_an_engine_that_gives_failures_alone_has_stalled_since_the_first_of_them(mood: str) -> None:
-    stalled: list[float] = []
-
-    async def test(batcher: Batcher) -> None:
-        for wait, value in ((0, 9), (0, 1), (0, 9), (20, 9), (30, 9), (500, 1)):
-            await asyncio.sleep(wait)
-            await asyncio.gather(*batcher.submit([image(value)]), return_exceptions=True)
-            await asyncio.sleep(0)
-            stalled.append(batcher.stalled_s)
-
-    run(test, Engine(mood={9: mood}))
-    # One alone says nothing, however long ago it was: nobody has asked since.
-    assert stalled == pytest.approx([0, 0, 0, 20.01, 50.02, 0])
-
-
-def test_an_engine_that_does_not_come_back_has_stalled_since_its_oldest_batch_began() -> None:
-    async def test(batcher: Batcher) -> None:
-        assert batcher.stalled_s == 0
-        futures = batcher.submit([image(1)])
-        await asyncio.sleep(10)
-        futures += batcher.submit([image(2)])
-        await asyncio.sleep(5)
-        assert batcher.stalled_s == pytest.approx(15)
-        await asyncio.gather(*futures)
-        await asyncio.sleep(0)
-        assert batcher.stalled_s == 0
-
-    run(test, Engine(seconds=60), parallel_batches=2)
-
-
 MOODS = ("raise", "memory", "exit", "key", "nan", "short")
 
 

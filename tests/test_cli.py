@@ -1,6 +1,7 @@
 """The `housenumber` command, as a script would call it."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from tiny_reader import REVERSED, write_artifact, write_version
 
 import housenumber
 from housenumber.cli import main
+from service import exit_codes
 from service.engine import OnnxEngine
 from service.errors import BadImage
 from service.exit_codes import EXIT_MODEL
@@ -22,6 +24,16 @@ from service.settings import Settings
 
 def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_every_exit_code_of_serve_is_told() -> None:
+    codes = [value for name, value in vars(exit_codes).items() if name.startswith("EXIT_")]
+    assert len(set(codes)) == len(codes) == 7
+    told = call("serve", "--help").output.split("Exit codes:")[1]
+    table = (Path(__file__).parent.parent / "docs/operations.md").read_text()
+    for code in codes:
+        assert re.search(rf"\b{code}\s+\w", told)
+        assert f"\n| {code} |" in table
 
 
 def predict(artifact: Path, *arguments: object) -> Result:

@@ -54,8 +54,9 @@ def test_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, name: str
         ("WORKERS", "0"),
         ("LOG_LEVEL", "loud"),
         ("MAX_QUEUE_IMAGES", "10"),  # fewer than max_images
-        ("STALL_TIMEOUT_S", "30"),  # no longer than a request may take
+        ("STALL_TIMEOUT_S", "0"),
         ("WORKER_TIMEOUT_S", "1"),
+        ("WORKER_START_TIMEOUT_S", "1"),
         ("MODEL_NAME", "tiny"),  # of which repository?
         ("MODEL_VERSION", "1"),
         ("MODEL_VERSION", "0"),
