@@ -24,13 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.drain_rate import DrainRate
-from service.engine import Outputs
+from service.engine import Infer, Outputs
 from service.errors import DeadlineExceeded, Draining, Internal, Overloaded, ServiceError
 from service.observing import Dropped, tell, unheard
 
 logger = logging.getLogger(__name__)
 
-Infer = Callable[[NDArray[np.uint8]], Outputs]
 Image = Callable[[], NDArray[np.uint8]]
 """Gives its pixels, uint8 [H, W, 3], when it is called, from any thread; or raises the ServiceError that is its answer.
 A second call gives the same."""

@@ -7,7 +7,7 @@ import ctypes
 import hashlib
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
@@ -74,6 +74,10 @@ class Outputs:
             np.concatenate([part.theta for part in parts]),
             np.concatenate([part.boxes for part in parts]),
         )
+
+
+Infer = Callable[[NDArray[np.uint8]], Outputs]
+"""`Engine.infer`, or what stands before it."""
 
 
 class Engine(Protocol):

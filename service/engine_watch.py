@@ -12,8 +12,7 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine import Outputs
-from service.second_look import Infer
+from service.engine import Infer, Outputs
 
 TICK_S = 1.0
 

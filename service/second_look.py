@@ -6,7 +6,6 @@ up anew: both looks are at the pixels of the view.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import ceil, hypot
 
 import numpy as np
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from service.decoding import decode
-from service.engine import Outputs
+from service.engine import Infer, Outputs
 
 CROOKED_DEG = 10.0
 """A box that slopes by less is level enough: turning the view changes next to nothing."""
@@ -22,8 +21,6 @@ SURE = 0.99
 """From this confidence on one look is enough."""
 
 _LEAST_PROBABILITY = 1e-9  # what one look rules out the other may still see
-
-Infer = Callable[[NDArray[np.uint8]], Outputs]
 
 
 def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[Outputs, int]:
