@@ -40,7 +40,6 @@ class EngineWatch:
         # Since the first failure after which nothing was answered; None while it answers.
         self._failing_s: float | None = None
         self._asking = False
-        self._closed = False
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """As the engine's, from any thread."""
@@ -67,11 +66,9 @@ class EngineWatch:
         """For how many seconds the engine has failed, or its oldest call has not come back."""
         return max([self._failing_s or 0.0, *(call.seconds for call in tuple(self._calls))])
 
-    async def stalled(self, limit_s: float) -> bool:
-        """Waits until the engine has stalled for so long, and is True then; or until `close`, and is False."""
-        while not self._closed:
-            if self.stalled_s >= limit_s:
-                return True
+    async def stalled(self, limit_s: float) -> None:
+        """Watches, and returns when the engine has stalled for so long."""
+        while self.stalled_s < limit_s:
             await asyncio.sleep(TICK_S)
             for call in tuple(self._calls):
                 call.seconds += TICK_S
@@ -81,11 +78,6 @@ class EngineWatch:
                     self._asking = True
                     # Not of a pool, whose threads the process would wait for at its end.
                     threading.Thread(target=self._ask, name="engine watch", daemon=True).start()
-        return False
-
-    def close(self) -> None:
-        """Watches no longer."""
-        self._closed = True
 
     def _ask(self) -> None:
         try:

@@ -72,6 +72,7 @@ class Lifecycle:
         self._state = State.STARTING
         self._predictor: Predictor | None = None
         self._serving: Candidate | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._retired: set[Predictor] = set()
         self._one_at_a_time = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -252,9 +253,10 @@ class Lifecycle:
         old = self._predictor
         self._predictor = Predictor(reader, self.pool, self._settings, self._metrics)
         self._serving = candidate
-        self._in_background(self._watch(self._predictor.watch))
+        if self._watching is not None:
+            self._watching.cancel()
+        self._watching = self._in_background(self._watch(self._predictor.watch))
         if old is not None:
-            old.watch.close()
             self._retired.add(old)
             self._in_background(self._retire(old))
         model = self._predictor.model
@@ -267,9 +269,9 @@ class Lifecycle:
         self._retired.discard(predictor)
 
     async def _watch(self, engine: EngineWatch) -> None:
-        if await engine.stalled(self._settings.stall_timeout_s):
-            logger.critical("the engine has given no answer for %g s", self._settings.stall_timeout_s)
-            self.on_stall()
+        await engine.stalled(self._settings.stall_timeout_s)
+        logger.critical("the engine has given no answer for %g s", self._settings.stall_timeout_s)
+        self.on_stall()
 
     def _fail(self, error: Exception) -> None:
         if self._state is State.STARTING:

@@ -56,8 +56,9 @@ def stalls(watch: EngineWatch, ticks: int, until: Callable[[], bool]) -> bool:
         async with asyncio.timeout(PATIENCE_S):
             while not (stalled.done() or until()):
                 await asyncio.sleep(TICK_S)
-            watch.close()
-            return await stalled
+        if stalled.done():
+            await stalled  # which raises what it raised
+        return stalled.done()
 
     return asyncio.run(main())
 
