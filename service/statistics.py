@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine import Outputs
+from service.engine import Infer, Outputs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +60,7 @@ class Statistics:
         """The engine's runs that succeeded, by the number of images."""
         return dict(sorted(self._batches.copy().items()))
 
-    def timing(self, infer: Callable[[NDArray[np.uint8]], Outputs]) -> Callable[[NDArray[np.uint8]], Outputs]:
+    def timing(self, infer: Infer) -> Infer:
         """`infer`, with its runs counted."""
 
         def timed(images: NDArray[np.uint8]) -> Outputs:

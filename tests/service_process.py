@@ -21,6 +21,12 @@ _URL = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
 _WARM = re.compile(r"worker (\d+) \(process (\d+)\) is warm")
 
 
+def python_finds(folder: Path) -> dict[str, str]:
+    """The variable with which a process finds what is in this folder before all else; a `sitecustomize.py` there runs
+    at its start."""
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
 class ServiceProcess:
     def __init__(self, log: Path, *flags: str, env: Mapping[str, str] = {}) -> None:
         self._log = log

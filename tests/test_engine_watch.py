@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service import engine_watch
-from service.engine import Outputs
+from service.engine import Infer, Outputs
 from service.engine_watch import EngineWatch
 
 Pixels = NDArray[np.uint8]
@@ -44,7 +44,7 @@ class Engine:
         return outputs(len(images), np.nan)
 
 
-def watched(engine: Callable[[Pixels], Outputs]) -> EngineWatch:
+def watched(engine: Infer) -> EngineWatch:
     return EngineWatch(engine, (2, 3))
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_process import PATIENCE_S, service_process
+from service_process import PATIENCE_S, python_finds, service_process
 from serving import plain, wait_until
 
 IMAGE = plain("42")
-# Python runs it at its start. Warming is of black images; from the first other one on, the engine of that process is
+# As a `sitecustomize.py`. Warming is of black images; from the first other one on, the engine of that process is
 # lost, unless another process has lost one before.
 LOST = """
 import pathlib, time
@@ -43,7 +43,7 @@ SLOW = "[time.sleep(0.01) for _ in range(100)]"  # which a pause makes later, un
 
 def sabotage(folder: Path, code: str) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(code)
-    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    return python_finds(folder)
 
 
 def losing(folder: Path, then: str) -> dict[str, str]:

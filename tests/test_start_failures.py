@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from service_process import python_finds
 from tiny_reader import metadata, write_artifact
 
 
@@ -14,11 +15,10 @@ def start(tmp_path: Path, model: Path, *flags: str) -> tuple[int, list[str]]:
         folder = tmp_path / f"{name}-1.31.0.dist-info"
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.31.0\n")
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "housenumber", "serve", "--port", "0", "--log-format", "text"]
     ended = subprocess.run(
         [*command, "--model", str(model), *flags],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, **python_finds(tmp_path)},
         capture_output=True,
         text=True,
         timeout=120,

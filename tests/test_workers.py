@@ -13,7 +13,7 @@ from typing import Self
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from service_process import PATIENCE_S, ServiceProcess, service_process
+from service_process import PATIENCE_S, ServiceProcess, python_finds, service_process
 from serving import plain, wait_until
 from tiny_reader import REVERSED, write_artifact, write_version
 
@@ -311,8 +311,7 @@ def test_when_no_worker_can_start_the_service_gives_up(artifact: Path, tmp_path:
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys\nif '--multiprocessing-fork' in sys.orig_argv:\n    os.kill(os.getpid(), 9)\n"
     )
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with service_process(tmp_path / "log", *flags("--model", str(artifact)), env={"PYTHONPATH": path}) as server:
+    with service_process(tmp_path / "log", *flags("--model", str(artifact)), env=python_finds(tmp_path)) as server:
         assert server.ends() == 8
         (line,) = [line for line in server.log.splitlines() if "CRITICAL" in line]
         assert "no worker can be started; the last one ended by SIGKILL" in line
