@@ -88,7 +88,8 @@ def read_settings(**flags: Any) -> Settings:
     f" {ENV_PREFIX}API_KEYS, {ENV_PREFIX}ADMIN_KEYS and from files. Exit codes: 0 stopped by a"
     f" signal, everything answered; {EXIT_USAGE} wrong usage; {EXIT_LISTEN} cannot listen; {EXIT_MODEL} the model"
     f" cannot be loaded; {EXIT_PROVIDER} the provider cannot run it; {EXIT_UNANSWERED} stopped with requests"
-    f" unanswered; {EXIT_WORKERS} no worker can be started; {EXIT_STALLED} the engine gives no answers any more.",
+    f" unanswered; {EXIT_WORKERS} no worker can be started; {EXIT_STALLED} the engine gives no answers any more, or"
+    " hangs while it is loaded.",
 )
 @_settings_options
 @click.pass_context

@@ -14,5 +14,11 @@ EXIT_STALLED = 9
 
 
 def code_of_failure(error: Exception) -> int:
-    """Of a model that cannot be served: whether the artifact is to blame or what it should run on."""
-    return EXIT_PROVIDER if isinstance(error, ProviderError) else EXIT_MODEL
+    """Of a model that cannot be served: whether the artifact is to blame, what it should run on, or what hangs."""
+    match error:
+        case ProviderError():
+            return EXIT_PROVIDER
+        case TimeoutError():
+            return EXIT_STALLED
+        case _:
+            return EXIT_MODEL

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future
 from enum import Enum
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from service.artifact import ArtifactError
@@ -27,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # How long a caller is asked to wait before it tries again: loading and draining take seconds.
 _RETRY_AFTER_S = 2
+# Why a model is not loaded, each with a message that says all there is to say.
+_LOAD_ERRORS = (ArtifactError, ProviderError, TimeoutError)
 
 
 class State(Enum):
@@ -40,8 +44,8 @@ class Lifecycle:
     """Loads the model in the background, changes it for another one, and knows whether requests may come in.
 
     `load` makes the engine of a file; it runs in a thread, the first time while the port is open already. `on_failure`
-    is called when that first model cannot be served, after one line in the log. Where a later one cannot, the one
-    before it goes on.
+    is called when that first model cannot be served, after one line in the log: also where it is not loaded and warm
+    within `load_timeout_s` (TimeoutError). Where a later one cannot, the one before it goes on.
 
     `whole` is False as long as other processes of the service, without which it is not ready, are still loading;
     `on_serving` is called whenever a model was loaded, or chosen anew, `on_stall` when the engine that serves has given
@@ -123,7 +127,8 @@ class Lifecycle:
         `choice` is {"name": str, "version": str | None}, None for the newest. Given back is the choice for other
         processes: with the version that was found, and as `newest` whether it was chosen for being that, so that a
         later reload looks for a newer one. One load at a time: a second one waits. Raises ArtifactError
-        (NoSuchModelError where there is none) and ProviderError, NotReady and Draining; the old model then goes on.
+        (NoSuchModelError where there is none), ProviderError, TimeoutError, NotReady and Draining; the old model then
+        goes on.
         """
         name, version = choice["name"], choice.get("version")
         newest = bool(choice.get("newest", version is None))
@@ -166,8 +171,8 @@ class Lifecycle:
         async with self._one_at_a_time:
             try:
                 candidate = await asyncio.to_thread(self._source.wanted)
-                reader = await asyncio.to_thread(self._open, candidate)
-            except (ArtifactError, ProviderError) as error:
+                reader = await self._opened(candidate)
+            except _LOAD_ERRORS as error:
                 logger.critical("%s: %s", State.FAILED.value, error)
                 self._fail(error)
             except Exception as error:
@@ -183,7 +188,7 @@ class Lifecycle:
         try:
             await self._change(self._source.wanted)
             self.on_serving()
-        except (ArtifactError, ProviderError):
+        except _LOAD_ERRORS:
             pass  # is in the log
         except ServiceError as error:
             logger.warning("the model is not loaded again: %s", error.detail)
@@ -197,14 +202,14 @@ class Lifecycle:
             try:
                 candidate = await asyncio.to_thread(find)
                 if not await asyncio.to_thread(self._is_serving, candidate, model.sha256):
-                    reader = await self._opened(candidate, model.provider)
+                    reader = await self._replacement(candidate, model.provider)
                     self._changeable()  # it may have been told to stop
                     self._serve(candidate, reader)
             except ServiceError:  # it is stopping
                 raise
             except Exception as error:
                 self._metrics.observe_failed_load()
-                if isinstance(error, (ArtifactError, ProviderError)):
+                if isinstance(error, _LOAD_ERRORS):
                     logger.error("%s; %s %s goes on", error, model.name, model.version)
                 raise
             self._source.refused.pop(candidate, None)
@@ -223,16 +228,23 @@ class Lifecycle:
     def _is_serving(self, candidate: Candidate, sha256: str) -> bool:
         return candidate == self._serving and candidate.has_sha256(sha256)
 
-    async def _opened(self, candidate: Candidate, provider: str) -> Reader:
+    async def _replacement(self, candidate: Candidate, provider: str) -> Reader:
         """The reader that is to take the place of one that runs on `provider`; what is refused is remembered."""
         try:
-            reader = await asyncio.to_thread(self._open, candidate)
+            reader = await self._opened(candidate)
             if provider == CUDA and reader.engine.provider != CUDA:  # with `auto`: many times slower, and unasked for
                 raise ProviderError(f"{candidate.path}: it does not run on CUDA, as the model does that serves")
             return reader
-        except (ArtifactError, ProviderError) as error:
+        except _LOAD_ERRORS as error:
             self._source.refused[candidate] = str(error)
             raise
+
+    async def _opened(self, candidate: Candidate) -> Reader:
+        limit_s = self._settings.load_timeout_s
+        try:
+            return await asyncio.wait_for(_in_its_own_thread(partial(self._open, candidate)), limit_s)
+        except TimeoutError:
+            raise TimeoutError(f"{candidate.path}: the model is not loaded and warm after {limit_s:g} s") from None
 
     def _open(self, candidate: Candidate) -> Reader:
         engine = self._load(candidate.path)
@@ -283,3 +295,18 @@ class Lifecycle:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+async def _in_its_own_thread(open_reader: Callable[[], Reader]) -> Reader:
+    """Not one of a pool: the process would wait at its end for a driver that does not come back."""
+    opened: Future[Reader] = Future()
+    opened.set_running_or_notify_cancel()  # so that giving up does not keep the thread from ending in order
+
+    def run() -> None:
+        try:
+            opened.set_result(open_reader())
+        except BaseException as error:
+            opened.set_exception(error)
+
+    Thread(target=run, name="load", daemon=True).start()
+    return await asyncio.wrap_future(opened)

@@ -150,4 +150,6 @@ class Server(uvicorn.Server):
 
     def _on_failure(self, error: Exception) -> None:
         self.exit_code = code_of_failure(error)
+        if isinstance(error, TimeoutError):
+            self.stop_now()  # whatever hangs would hold up an end in order
         self._stop()

@@ -48,12 +48,6 @@ class Settings(BaseSettings):
         ge=2.0,
         description="Seconds without a sign of life after which one of several workers is killed and replaced.",
     )
-    worker_start_timeout_s: float = Field(
-        300.0,
-        ge=2.0,
-        description="Seconds in which one of several workers must have loaded and warmed the model, after which it is"
-        " killed and counts as one that could not be started.",
-    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level to log.")
     log_format: LogFormat = Field(
         "auto", description="How to log: json, one object per line, or text; auto is text on a terminal, else json."
@@ -151,6 +145,12 @@ class Settings(BaseSettings):
 
     request_timeout_ms: int = Field(
         30_000, ge=1, description="Longest a request may take, in milliseconds; a caller may ask for less."
+    )
+    load_timeout_s: float = Field(
+        300.0,
+        gt=0.0,
+        description="Seconds in which a model must be loaded and warm: after them a process without one ends, and one"
+        " that has another goes on with that.",
     )
     stall_timeout_s: float = Field(
         120.0,

@@ -37,7 +37,6 @@ _ATTEMPTS_PER_WORKER = 3
 _SETTLED_S = 60.0
 _LONGEST_PAUSE_S = 30.0
 _LOOK_S = 1.0
-_LOAD_S = 120.0
 # More than a worker needs to end when it is told to.
 _LATE_S = 5.0
 _NOW_S = 1.0
@@ -48,8 +47,8 @@ class Supervisor:
 
     The sockets are its own: what waits in them outlives a worker. One that ends unasked is replaced, at first at once,
     then after a pause that grows. One that hangs is killed, and so replaced: whose event loop has not turned for
-    `settings.worker_timeout_s`, or that is not warm after `settings.worker_start_timeout_s`. Where none can be started
-    it gives up, with the exit code that the workers gave.
+    `settings.worker_timeout_s`, or that is not warm after `settings.load_timeout_s`. Where none can be started it
+    gives up, with the exit code that the workers gave.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -239,7 +238,7 @@ class Supervisor:
         worker.silent_s = worker.silent_s + _LOOK_S if is_silent else 0.0
         worker.beat = beat
         settings = self._settings
-        if worker.silent_s < (settings.worker_timeout_s if worker.warm else settings.worker_start_timeout_s):
+        if worker.silent_s < (settings.worker_timeout_s if worker.warm else settings.load_timeout_s):
             return
         worker.process.kill()
         what = "given no sign of life" if worker.warm else "not become warm"
@@ -278,12 +277,9 @@ class _Watched:
     async def load(self, choice: dict[str, Any]) -> str | None:
         """What went wrong, in one line. That it ends meanwhile is no failure: the next one begins with the choice."""
         try:
-            async with asyncio.timeout(_LOAD_S):
-                return await self.channel.ask("load", choice)
+            return await self.channel.ask("load", choice)
         except ConnectionError:
             return None
-        except TimeoutError:
-            return f"worker {self.place} has not loaded the model within {_LOAD_S:g} s"
 
 
 def _how(code: int) -> str:

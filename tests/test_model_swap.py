@@ -460,6 +460,29 @@ def test_a_fault_of_ours_while_loading_changes_nothing_either(root: Path, caplog
 # -- before and after ------------------------------------------------------------------------------------------------
 
 
+def test_a_version_that_hangs_is_given_up_and_holds_up_no_other(root: Path) -> None:
+    write_version(root, 2)
+    write_version(root, 3)
+    over = threading.Event()
+
+    def hangs(path: Path) -> Engine:
+        if path.parent.name == "2":
+            over.wait()
+        return open_engine(path)
+
+    try:
+        with swapping(root, hangs, model_version=1, load_timeout_s=1) as (client, _):
+            reason = f"{root / 'tiny/2/model.onnx'}: the model is not loaded and warm after 1 s"
+            assert refused(load(client, 2)) == (500, reason)
+            assert states(client)["2"] == ("UNAVAILABLE", reason)
+            assert read(client) == ("1", "12")
+            assert load(client, 3).status_code == 200
+            assert read(client) == ("3", "12")
+            assert loads(client) == {"served": 2, "failed": 1}
+    finally:
+        over.set()
+
+
 def test_a_service_that_stops_takes_no_other_version(root: Path) -> None:
     inside, go_on = threading.Event(), threading.Event()
 

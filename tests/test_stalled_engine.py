@@ -100,8 +100,23 @@ def test_a_worker_whose_engine_is_lost_is_replaced(then: str, artifact: Path, tm
             assert client.post("/predict", content=IMAGE).status_code == 200
 
 
+def test_a_process_whose_engine_hangs_at_the_start_ends_with_its_own_code(artifact: Path, tmp_path: Path) -> None:
+    env = sabotage(tmp_path, NEVER_WARM)
+    with service_process(tmp_path / "log", *flags(artifact, "--load-timeout-s", "2"), env=env) as server:
+        assert server.ends() == 9
+        (line,) = [line for line in server.log.splitlines() if "CRITICAL" in line]
+        assert "the model is not loaded and warm after 2 s" in line
+
+
+def test_an_engine_that_hangs_at_the_start_does_not_hold_up_who_stops_it(artifact: Path, tmp_path: Path) -> None:
+    with service_process(tmp_path / "log", *flags(artifact), env=sabotage(tmp_path, NEVER_WARM)) as server:
+        wait_until(lambda: "running on the CPU" in server.log, PATIENCE_S)
+        server.popen.send_signal(signal.SIGTERM)
+        assert server.ends() == 0
+
+
 def test_workers_that_do_not_become_warm_are_given_up(artifact: Path, tmp_path: Path) -> None:
-    more = ("--workers", "2", "--worker-start-timeout-s", "2")
+    more = ("--workers", "2", "--load-timeout-s", "2")
     with service_process(tmp_path / "log", *flags(artifact, *more), env=sabotage(tmp_path, NEVER_WARM)) as server:
         assert server.ends() == 8
         assert "has not become warm for 2 s: it is killed" in server.log

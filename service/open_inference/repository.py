@@ -78,6 +78,8 @@ def repository_router(
             raise HTTPException(404, str(error)) from error
         except (ArtifactError, ProviderError) as error:
             raise BadRequest(str(error)) from error
+        except TimeoutError as error:
+            raise Internal(str(error)) from error
         if spread is not None:
             try:
                 await spread(choice)
