@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import signal
 import threading
 import weakref
@@ -591,7 +592,7 @@ def test_a_load_takes_what_tritons_configuration_says(root: Path) -> None:
             (config({"specific": {"versions": [1]}}), "1"),
             (config({"latest": {}}), "2"),
             (config({"specific": {"versions": [1]}}), "1"),
-            ({"parameters": {"config": "{}", "unknown": 5}}, "2"),
+            ({"parameters": {"config": "{}"}}, "2"),
         ):
             assert client.post(LOAD, json=body).json()["version"] == version
             assert read(client)[0] == version
@@ -615,6 +616,7 @@ NOT_UNDERSTOOD: list[tuple[object, str]] = [
     (config({"specific": {}}), "versions"),
     (config({"specific": {"versions": [1]}, "latest": {}}), "one version is served at a time"),
     ({"parameters": {"file:2/model.onnx": "aaaa"}}, "copy them into the repository"),
+    ({"parameters": {"version": "1"}}, "'version' is not known; a version is asked for with `config`"),
 ]
 
 
@@ -732,3 +734,15 @@ def test_admin_keys_alone_close_nothing_else(root: Path) -> None:
         del client.headers["X-API-Key"]
         assert read(client)[0] == "1"
         assert refused(load(client))[0] == 401
+
+
+def test_the_way_back_that_the_operator_is_told_asks_for_a_version(root: Path) -> None:
+    told = (Path(__file__).parent.parent / "docs/deployment.md").read_text()
+    (body,) = re.findall(r"-d '(\{\"parameters\".*)'", told)
+    write_version(root, 2, alphabet=REVERSED)
+    write_version(root, 3)
+    write_version(root, 4, alphabet=REVERSED)
+    with swapping(root) as (client, _):
+        assert read(client) == ("4", READS["2"])
+        assert client.post(LOAD, content=body).status_code == 200
+        assert read(client) == ("3", "12")

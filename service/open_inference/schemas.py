@@ -294,14 +294,20 @@ class LoadConfig(_In):
 
 
 class LoadParameters(_ParametersIn):
-    """Parameters of a load. Files are not taken: they are copied into the repository."""
+    """Parameters of a load: one, as Triton has it. Another one, such as a version that stands where it is not looked
+    for, is refused: without it the newest version would be loaded. Files are copied into the repository."""
 
     config: Json[LoadConfig] = Field(LoadConfig(), description="Triton's model configuration, as a string of JSON.")
 
     @model_validator(mode="after")
-    def _no_files(self) -> Self:
-        if any(name.startswith("file:") for name in self.__pydantic_extra__):
-            raise ValueError("files are not taken; copy them into the repository")
+    def _no_others(self) -> Self:
+        for name in self.__pydantic_extra__:
+            if name.startswith("file:"):
+                raise ValueError("files are not taken; copy them into the repository")
+            raise ValueError(
+                f"{name[:80]!r} is not known; a version is asked for with `config`,"
+                ' "{\\"version_policy\\": {\\"specific\\": {\\"versions\\": [1]}}}"'
+            )
         return self
 
 
