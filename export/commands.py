@@ -18,6 +18,7 @@ from models.evaluation.calibration import Calibration, read_calibration
 from models.evaluation.confidence import CalibrationError
 from models.evaluation.options import finite
 from models.files import replacing
+from service.checksum import SUFFIX, line_for
 
 
 def _not_empty(context: click.Context, parameter: click.Parameter, value: str) -> str:
@@ -88,7 +89,7 @@ def export_command(
 ) -> None:
     """Export CHECKPOINT (.safetensors) to one self-describing ONNX file.
 
-    The file is verified first (see `housenumber verify`) and written only if it passes.
+    The file is verified first (see `housenumber verify`) and written only if it passes, with its checksum beside it.
     """
     label = Label(
         name,
@@ -112,11 +113,12 @@ def export_command(
     if not _passed(checks):
         status.print(_table(checks))
         raise click.ClickException(f"{output} is not written: it does not pass verification")
+    digest = hashlib.sha256(artifact).hexdigest()
     try:
         _write(output, artifact)
+        _write(output.with_name(output.name + SUFFIX), line_for(output.name, digest).encode())
     except OSError as error:
         raise click.ClickException(f"{output} cannot be written: {error.strerror}") from error
-    digest = hashlib.sha256(artifact).hexdigest()
     click.echo(f"{output}: {len(artifact) / 1e6:.1f} MB, sha256 {digest}, {len(checks)} checks passed")
 
 

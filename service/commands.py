@@ -182,7 +182,7 @@ def predict(
         spinning=settings.spinning,
         gpu_memory_mib=settings.gpu_memory_mib,
     )
-    candidate.check(engine.metadata, engine.sha256)
+    candidate.check(engine.metadata)
     reader = Reader(engine, settings.max_batch_size, second_look=settings.second_look)
 
     predictions: list[Prediction] = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import hashlib
 import io
 import logging
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.artifact import INPUT_NAME, OUTPUT_NAMES, ArtifactError, ArtifactMetadata, parse_metadata
+from service.checksum import read_checked
 from service.cpus import cpu_budget
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class OnnxEngine:
     default as many as this process may use, one of `workers` that share the machine; `spinning` is whether they stay
     busy while they wait for work ("auto": they do not; `bench/batching.py` measures why); `gpu_memory_mib` caps the
     arena on the GPU, which never shrinks. One log line says what was chosen and why. Raises ArtifactError for a file
-    that is missing or not an artifact.
+    that is missing, not an artifact, or not what the checksum file beside it says.
     """
 
     def __init__(
@@ -120,11 +120,7 @@ class OnnxEngine:
         gpu_memory_mib: int = 4096,
     ) -> None:
         # Read once: the digest is then of the very bytes that run.
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise ArtifactError(f"{path}: {error.strerror}") from error
-        self.sha256 = hashlib.sha256(model).hexdigest()
+        model, self.sha256 = read_checked(path)
         # What ONNX Runtime would print about a missing GPU is said by the one line below, or by an exception.
         ort.set_default_logger_severity(_FATAL_ONLY)
         budget = cpu_budget(workers)

@@ -248,7 +248,7 @@ class Lifecycle:
 
     def _open(self, candidate: Candidate) -> Reader:
         engine = self._load(candidate.path)
-        candidate.check(engine.metadata, engine.sha256)
+        candidate.check(engine.metadata)
         reader = Reader(
             engine,
             self._settings.max_batch_size,

@@ -16,8 +16,6 @@ from service.artifact import ArtifactError, ArtifactMetadata
 MODEL_FILE = "model.onnx"
 
 _VERSION = re.compile(r"[1-9][0-9]*", re.ASCII)
-# A line that `sha256sum` writes; the name may be missing where there is only one file to speak of.
-_SUM = re.compile(r"([0-9a-fA-F]{64})(?: [ *](?:\./)?(.+))?")
 
 
 class NoSuchModelError(ArtifactError):
@@ -32,21 +30,14 @@ class Candidate:
     name: str = ""
     version: str = ""
 
-    def check(self, metadata: ArtifactMetadata, sha256: str) -> None:
+    def check(self, metadata: ArtifactMetadata) -> None:
         """Whether the artifact that was read from `path` is the one that belongs there; raises ArtifactError."""
-        if not self.name:
-            return
-        if (metadata.name, metadata.version) != (self.name, self.version):
+        if self.name and (metadata.name, metadata.version) != (self.name, self.version):
             raise ArtifactError(
                 f"{self.path}: the artifact is {metadata.name} version {metadata.version}, its folders say {self.name}"
                 f" version {self.version}; move it, or export it with `--name {self.name}"
                 f" --model-version {self.version}`"
             )
-        for sums in (self.path.with_name(f"{MODEL_FILE}.sha256"), self.path.with_name("SHA256SUMS")):
-            if sums.exists() and (expected := _expected_sha256(sums)) != sha256:
-                raise ArtifactError(
-                    f"{self.path}: its SHA-256 is {sha256}, {sums.name} says {expected}; copy both once more"
-                )
 
     def has_sha256(self, sha256: str) -> bool:
         """Whether these are the bytes of the file at the moment; not where it cannot be read."""
@@ -107,15 +98,3 @@ def _versions(model: Path) -> list[Path]:
     except OSError:  # such as `lost+found`, which only root may read
         return []
     return sorted((path for path in folders if _VERSION.fullmatch(path.name)), key=lambda path: int(path.name))
-
-
-def _expected_sha256(sums: Path) -> str:
-    """What a file that `sha256sum` wrote says of the model beside it."""
-    try:
-        lines = sums.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{sums}: cannot be read: {error}") from error
-    for line in lines:
-        if (entry := _SUM.fullmatch(line.strip())) and entry[2] in (None, MODEL_FILE):
-            return entry[1].lower()
-    raise ArtifactError(f"{sums}: has no line for {MODEL_FILE}; write it with `sha256sum {MODEL_FILE}`")

@@ -1,5 +1,6 @@
 """Export: what is written, that it is the same every time, and what is not written."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from export.artifact import Label, build_artifact
 from export.commands import export_command
 from models.checkpoint import load_reader, weights_sha256
 from models.served import ServedReader
+from service.checksum import read_checked
 from service.engine import OnnxEngine
 
 FIGURES = {"collections": {"plates": {"whole": 0.91}}}
@@ -61,7 +63,7 @@ def test_two_processes_write_the_same_bytes(
 ) -> None:
     path, _ = elsewhere
     assert path.read_bytes() == artifact
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path, path.with_name("reader.onnx.sha256")]
 
 
 def test_the_user_sees_one_line(elsewhere: tuple[Path, "subprocess.CompletedProcess[str]"]) -> None:
@@ -158,7 +160,8 @@ class TestRefusals:
         earlier = tmp_path / "reader.onnx"
         earlier.write_bytes(b"what was there")
         assert self.run(checkpoint, "--output", earlier)[0] == 0
-        assert [path.read_bytes() for path in tmp_path.iterdir()] == [artifact]
+        assert {path.name for path in tmp_path.iterdir()} == {"reader.onnx", "reader.onnx.sha256"}
+        assert read_checked(earlier) == (artifact, hashlib.sha256(artifact).hexdigest())
 
     def test_not_a_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "a.safetensors").write_bytes(b"not weights")
