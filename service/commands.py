@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
@@ -64,11 +65,10 @@ def _settings_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _metavar(annotation: Any) -> str:
-    if Path in get_args(annotation):
-        return "FILE"
     if get_origin(annotation) is Literal:
         return f"[{'|'.join(get_args(annotation))}]"
-    return {str: "TEXT", bool: "[true|false]", float: "NUMBER", Path: "FILE"}.get(annotation, "INTEGER")
+    kind = next((kind for kind in get_args(annotation) if kind is not NoneType), annotation)  # of `kind | None`
+    return {str: "TEXT", bool: "[true|false]", int: "INTEGER", float: "NUMBER", Path: "PATH"}[kind]
 
 
 def read_settings(**flags: Any) -> Settings:
@@ -217,14 +217,16 @@ def _drawing_targets(files: tuple[Path, ...], out: Path | None) -> dict[Path, Pa
     """Where the drawing of each file goes; a click.UsageError for what could not be written."""
     if out is None:
         return {}
-    if len(files) == 1 and not out.is_dir():
-        if out.suffix.lower() not in Image.registered_extensions():
-            raise click.UsageError(f"--draw: {out} has no file name extension of an image format, such as .png")
-        return {files[0]: out}
-    targets = {file: out / f"{file.stem}.png" for file in files}
+    one = len(files) == 1 and not out.is_dir()
+    if one and Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise click.UsageError(f"--draw: {out} has no file name extension of a format to write, such as .png")
+    targets = {files[0]: out} if one else {file: out / f"{file.stem}.png" for file in files}
     if len(set(targets.values())) < len(targets):
         raise click.UsageError("--draw: two of the files have the same name; their drawings would be one file")
-    out.mkdir(parents=True, exist_ok=True)
+    if read := {file.resolve() for file in files} & {target.resolve() for target in targets.values()}:
+        raise click.UsageError(f"--draw: {min(read)} is one of the images to be read; draw into another directory")
+    if not one:
+        out.mkdir(parents=True, exist_ok=True)
     return targets
 
 

@@ -63,6 +63,9 @@ def test_serve_has_a_documented_flag_for_every_setting_but_the_keys() -> None:
     output = call("serve", "--help").output
     for name in Settings.model_fields:
         assert (f"--{name.replace('_', '-')} " in output) == (name not in ("api_keys", "admin_keys")), name
+    assert "--model-name TEXT " in output
+    assert "--model-version INTEGER " in output
+    assert "--model-repository PATH " in output
     assert "HOUSENUMBER_API_KEYS" in output
     assert "HOUSENUMBER_ADMIN_KEYS" in output
 
@@ -81,6 +84,7 @@ def test_serve_has_a_documented_flag_for_every_setting_but_the_keys() -> None:
         ["predict", "--region", "1,2,3", "a.png"],
         ["predict", "--min-confidence", "2", "a.png"],
         ["predict", "--draw", "out.xyz", "a.png"],
+        ["predict", "--draw", "out.psd", "a.png"],
         ["predict", "--draw", "out", "a/x.png", "b/x.png"],
         ["nothing"],
     ],
@@ -190,6 +194,15 @@ def test_one_drawing_is_a_file_and_several_are_a_directory(artifact: Path, photo
         with Image.open(path) as drawn:
             colours = drawn.convert("RGB").getcolors(drawn.width * drawn.height) or []
             assert len(colours) > 2  # the photograph has only one
+
+
+def test_a_drawing_never_takes_the_place_of_a_photograph(artifact: Path, photos: list[Path]) -> None:
+    before = [path.read_bytes() for path in photos]
+    for arguments in ((photos[0], photos[0]), (photos[0].parent, *photos)):
+        result = predict(artifact, "--draw", *arguments)
+        assert result.exit_code == 2
+        assert "is one of the images to be read" in result.output
+    assert [path.read_bytes() for path in photos] == before
 
 
 def test_a_drawing_that_cannot_be_written_is_one_line(artifact: Path, photos: list[Path], tmp_path: Path) -> None:
