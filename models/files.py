@@ -7,12 +7,17 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, to be written in the block; when that ends well, it takes the place of `path`.
+    """A temporary path beside `path`, to be written in the block; when that ends well, it takes the place of `path`,
+    otherwise it is removed.
 
     What a killed process leaves behind has the name of `temporary_path`.
     """
     temporary = temporary_path(path)
-    yield temporary
+    try:
+        yield temporary
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     temporary.replace(path)
 
 

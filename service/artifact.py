@@ -14,6 +14,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from service.validation import first_mistake
+
 FORMAT_VERSION = 1
 METADATA_KEY = "housenumber"
 
@@ -99,7 +101,4 @@ def parse_metadata(custom_metadata_map: Mapping[str, str]) -> ArtifactMetadata:
     try:
         return ArtifactMetadata.model_validate(fields)
     except ValidationError as error:
-        reasons = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'object'}: {e['msg']}" for e in error.errors(include_url=False)
-        )
-        raise ArtifactError(f"the artifact's metadata is not valid: {reasons}") from error
+        raise ArtifactError(f"the artifact's metadata is not valid: {first_mistake(error.errors())}") from error

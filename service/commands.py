@@ -34,9 +34,10 @@ from service.imaging import Photo, View
 from service.keys import KeysError
 from service.pictures import Item, Picture, answers_of, parse_region, prepare, views_of
 from service.reader import Reader, Reading
-from service.schemas import ModelInfo, Prediction, Predictions, Rectangle, first_mistake
+from service.schemas import ModelInfo, Prediction, Predictions, Rectangle
 from service.settings import ENV_PREFIX, Settings
 from service.source import Source
+from service.validation import first_mistake
 
 if TYPE_CHECKING:
     from service.server import Server

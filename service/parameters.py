@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.requests import Request
 
 from service.errors import BadRequest
-from service.schemas import first_mistake
+from service.validation import first_mistake
 
 _QUERY: dict[str, Any] = {"in": "query"}
 _HEADER: dict[str, Any] = {"in": "header"}

@@ -22,7 +22,8 @@ from service.errors import BadRequest, Internal, RequestTimeout, ServiceError, U
 from service.metrics import Metrics
 from service.open_inference import PREFIX
 from service.open_inference.schemas import ErrorResponse
-from service.schemas import Problem, first_mistake
+from service.schemas import Problem
+from service.validation import first_mistake
 
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("service.access_log")

@@ -15,7 +15,8 @@ from service.decode_pool import DecodePool
 from service.errors import BadRequest, RequestTimeout, ServiceError, TooLarge
 from service.multipart import image_parts, media_type
 from service.pictures import Picture
-from service.schemas import ImageIn, PredictRequest, Rectangle, first_mistake
+from service.schemas import ImageIn, PredictRequest, Rectangle
+from service.validation import first_mistake
 
 # Parsed, a value takes a hundred times the memory of its text, and each that is wrong an error besides: 20 MiB of
 # `1,1,1` would be gigabytes. So the commas, of which there is one between any two, are counted first. An image has

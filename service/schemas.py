@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -10,8 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from service.errors import ServiceError
 from service.reader import Reader, Reading
 from service.statistics import Stages
-
-_LONGEST_FIELD_NAME = 120
 
 # Rounded for readers and for size: pixels to a thousandth, other numbers to a millionth.
 _Pixels = Annotated[float, AfterValidator(lambda value: round(value, 3))]
@@ -189,12 +186,3 @@ class Problem(BaseModel):
     detail: str
     code: str
     request_id: str
-
-
-def first_mistake(errors: Sequence[object]) -> str:
-    """The first of pydantic's errors as one line that names the field."""
-    error = errors[0]
-    assert isinstance(error, dict)
-    field = ".".join(map(str, error["loc"]))[:_LONGEST_FIELD_NAME]
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return f"{field}: {message}" if field else message

@@ -158,6 +158,16 @@ def test_an_image_that_fits_in_no_request_is_a_row_that_says_so(
     assert found["big.png"] == "too_large"
 
 
+def test_a_service_of_one_image_per_request_is_refused_before_any_row_is_lost(
+    client: httpx.Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOUSENUMBER_MAX_IMAGES", "1")
+    result = score_by(client, folder_of(tmp_path / "in", 4), "--output", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "scoring takes two (max_images)" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_goes_through_the_service(client: httpx.Client, tmp_path: Path) -> None:
     result = score_by(client, folder_of(tmp_path / "in", 30), "--output", tmp_path / "out", "--dry-run")
     assert result.exit_code == 0, result.output

@@ -29,6 +29,7 @@ from models.data.shards import count_rows, read_shards
 from service.errors import ServiceError
 from service.geometry import Region
 from service.imaging import Photo
+from service.validation import first_mistake
 
 LABELS = "labels.jsonl"
 FRAMED = ("tight", "crop")
@@ -77,11 +78,7 @@ def _rows(directory: Path) -> list[_Row]:
         try:
             row = _Row.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise CollectionError(
-                f"{where}: {field}: {first['msg']}" if field else f"{where}: {first['msg']}"
-            ) from error
+            raise CollectionError(f"{where}: {first_mistake(error.errors())}") from error
         if not (directory / row.file).is_file():
             raise CollectionError(f"{where}: there is no file {row.file}")
         if not row.doubtful:

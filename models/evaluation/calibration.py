@@ -33,6 +33,7 @@ from models.evaluation.confidence import (
     reliability,
 )
 from service.decoding import decode
+from service.validation import first_mistake
 
 Share = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
@@ -108,9 +109,7 @@ def read_calibration(path: Path) -> Calibration:
     try:
         return Calibration.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CalibrationError(f"{path} is not a calibration: {where}: {first['msg']}") from error
+        raise CalibrationError(f"{path} is not a calibration: {first_mistake(error.errors())}") from error
 
 
 def calibrate(data: Sequence[Answers], weights_sha256: str, accuracy: float) -> Calibration:

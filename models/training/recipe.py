@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from models.readers import ReaderSpec, build_reader
 from models.transformer import SpatialTransformer
+from service.validation import first_mistake
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -162,9 +163,7 @@ def load_recipe(name: str, steps: int | None = None) -> Recipe:
         with torch.device("meta"):
             reader = build_reader(recipe.spec)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RecipeError(f"{path}: {where}: {first['msg']}") from error
+        raise RecipeError(f"{path}: {first_mistake(error.errors())}") from error
     except ValueError as error:  # not TOML, not UTF-8, no such reader
         raise RecipeError(f"{path}: {error}") from error
     if recipe.loss.location and not any(isinstance(module, SpatialTransformer) for module in reader.modules()):

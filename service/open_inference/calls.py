@@ -18,7 +18,8 @@ from service.open_inference.tensors import ENCODED, elements, input_tensors, out
 from service.pictures import Picture
 from service.predictor import Inferred
 from service.requests import from_base64
-from service.schemas import ModelInfo, first_mistake
+from service.schemas import ModelInfo
+from service.validation import first_mistake
 
 _LONGEST_QUOTE = 80
 _OTHER_ELEMENTS = 10_000

@@ -17,8 +17,8 @@ from service.open_inference import PREFIX
 from service.open_inference.schemas import ErrorResponse, IndexRequest, LoadRequest, RepositoryVersion
 from service.repository import NoSuchModelError
 from service.requests import read_body
-from service.schemas import first_mistake
 from service.settings import Settings
+from service.validation import first_mistake
 
 # A model's configuration takes some thousand bytes.
 _MOST_BYTES = 2**20

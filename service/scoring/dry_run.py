@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from itertools import islice
+from itertools import chain, islice
 from time import perf_counter
 
 from service.scoring.inputs import Survey
@@ -11,13 +11,18 @@ from service.scoring.job import Ask, Job, open_job
 from service.scoring.parts import Counts
 from service.scoring.progress import duration
 from service.scoring.records import Position, Record
-from service.scoring.run import Scoring, sampled
+from service.scoring.run import Scoring, batched, in_order, sampled
 from service.scoring.storage import Place
 
 # Enough to time, few enough to wait for.
 _ROUNDS = 8
-_NAMES = {"image": "image", "tar": "tar shard", "csv": "CSV manifest", "jsonl": "JSON lines manifest"}
-_NAMES["parquet"] = "Parquet manifest"
+_NAMES = {
+    "image": "image",
+    "tar": "tar shard",
+    "csv": "CSV manifest",
+    "jsonl": "JSON lines manifest",
+    "parquet": "Parquet manifest",
+}
 
 
 def dry_run(ask: Ask, scoring: Scoring, batch_size: int) -> str:
@@ -43,14 +48,16 @@ def _score(job: Job, scoring: Scoring, batch_size: int) -> tuple[float, Counts, 
     counts = Counts()
     with scoring.engine(job) as engine:
         wanted = _ROUNDS * engine.in_flight * batch_size
-        stream = islice(sampled(job, Position(0)), min(wanted, job.ask.limit or wanted))
-        batches = list(iter(lambda: list(islice(stream, batch_size)), []))
-        if batches:
-            engine.submit(batches[0]).result()  # what takes its time only once is not to be timed
+        batches = batched(islice(sampled(job, Position(0)), min(wanted, job.ask.limit or wanted)), batch_size)
+        last: Record | None = None
+        if first := next(batches, None):
+            engine.submit(first).result()  # what takes its time only once is not to be timed
+            batches = chain((first,), batches)
         started = perf_counter()
-        for batch, rows in [(batch, engine.submit(batch)) for batch in batches]:
-            counts.add(Counts.of(len(batch), rows.result()))
-        return perf_counter() - started, counts, batches[-1][-1] if batches else None
+        for batch, rows in in_order(engine, batches):
+            counts.add(Counts.of(len(batch), rows))
+            last = batch[-1]
+        return perf_counter() - started, counts, last
 
 
 def _images(job: Job, scored: int, last: Record) -> int:

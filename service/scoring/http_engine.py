@@ -87,12 +87,14 @@ class _Answer(BaseModel):
 
 class Service:
     """`/predict` of the service at `url`. Thread-safe; at most `requests` are under way. Raises InputError for what is
-    no URL of a service."""
+    no URL of a service, and for limits of fewer images than an image and its companion."""
 
     def __init__(self, url: str, api_key: str | None, answers: Answers, limits: Limits, requests: int) -> None:
         parameters = {"boxes": str(answers.boxes).lower()}
         if answers.min_confidence is not None:
             parameters["min_confidence"] = repr(answers.min_confidence)
+        if limits.images < 1 + COMPANION.items:
+            raise InputError(f"{url}: its requests may have {limits.images} image; scoring takes two (max_images)")
         self.limits = limits
         self.client = HttpClient(_predict_of(url), parameters, api_key, requests)
 
@@ -177,7 +179,7 @@ class HttpEngine:
         """A record's pieces, each with the reason why it cannot be asked for."""
         content = content_of(record, self._job.passed)
         error = content if isinstance(content, ServiceError) else None
-        most = max(1, self._service.limits.images - 1)  # one that is alone gets company
+        most = self._service.limits.images - 1  # one that is alone gets company
         for start in range(0, max(1, len(record.regions)), most):
             image = content if isinstance(content, bytes) else b""
             piece = Piece(record, image, record.regions[start : start + most])

@@ -14,9 +14,8 @@ import os
 import signal
 import socket
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -40,8 +39,8 @@ from service.scoring.job import Job, remove_leftovers
 from service.scoring.local import LocalEngine
 from service.scoring.parts import Counts, Part, read_manifest, write_part
 from service.scoring.plan import Span, plan
-from service.scoring.records import Position, Record
-from service.scoring.run import EngineError, Observer, Scoring, judge, sampled
+from service.scoring.records import Position
+from service.scoring.run import EngineError, Observer, Scoring, batched, in_order, judge, sampled
 from service.scoring.transfers import StorageError
 
 # A part under which so many actors have died is what they die of: by an image that no decoder survives, or for memory.
@@ -138,22 +137,13 @@ class PartWriter:
                 return found
         began = monotonic()
         batches: list[pa.RecordBatch] = []
-        for records, rows in self._scored(islice(sampled(self._job, first), span.images)):
+        stream = islice(sampled(self._job, first), span.images)
+        for records, rows in in_order(self._engine, batched(stream, self._batch_size)):
             part.cover(records, rows)
             batches.append(rows)
         part.seconds = monotonic() - began
         write_part(self._job.out, part, self._job.schema, batches)
         return part
-
-    def _scored(self, stream: Iterator[Record]) -> Iterator[tuple[Sequence[Record], pa.RecordBatch]]:
-        in_flight: deque[tuple[Sequence[Record], Future[pa.RecordBatch]]] = deque()
-        while batch := list(islice(stream, self._batch_size)):
-            in_flight.append((batch, self._engine.submit(batch)))
-            if len(in_flight) == self._engine.in_flight:
-                records, rows = in_flight.popleft()
-                yield records, rows.result()
-        for records, rows in in_flight:
-            yield records, rows.result()
 
 
 class _Foreman:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -125,6 +125,23 @@ def steps(job: Job, done: Mapping[int, Part], batch_size: int, stop: Event) -> I
         if taken < room or room == 0:
             return
         index, images = index + 1, images + taken
+
+
+def in_order(engine: Engine, batches: Iterable[Sequence[Record]]) -> Iterator[tuple[Sequence[Record], pa.RecordBatch]]:
+    """Batches with their rows, as they come; no more of them are taken and not yet done than may be in flight."""
+    in_flight: deque[tuple[Sequence[Record], Future[pa.RecordBatch]]] = deque()
+    for batch in batches:
+        in_flight.append((batch, engine.submit(batch)))
+        while len(in_flight) >= engine.in_flight:
+            records, rows = in_flight.popleft()
+            yield records, rows.result()
+    for records, rows in in_flight:
+        yield records, rows.result()
+
+
+def batched(stream: Iterator[Record], size: int) -> Iterator[list[Record]]:
+    """Batches of `size` records, the last of what is left."""
+    return iter(lambda: list(islice(stream, size)), [])
 
 
 def judge(counts: Counts, max_error_rate: float, *, at_the_end: bool = False) -> None:
