@@ -273,19 +273,20 @@ class Batcher:
         return read, None
 
     def _still_wanted(self, item: _Item) -> bool:
+        late = item.is_late(monotonic())
         if item.future.done():
-            tell(self._observe_dropped, "cancelled")
+            tell(self._observe_dropped, "expired" if late else "cancelled")
             return False
-        if item.is_late(monotonic()):
+        if late:
             item.future.set_exception(DeadlineExceeded("the deadline passed while the image waited to be read"))
             tell(self._observe_dropped, "expired")
             return False
         return True
 
     def _on_done(self, future: asyncio.Future[Answer]) -> None:
-        """What is done before it was taken was cancelled by its caller."""
-        if self._waiting.pop(future, None) is not None:
-            tell(self._observe_dropped, "cancelled")
+        """What is done before it was taken was cancelled by its caller, who may have waited until the deadline."""
+        if item := self._waiting.pop(future, None):
+            tell(self._observe_dropped, "expired" if item.is_late(monotonic()) else "cancelled")
 
 
 def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> None:

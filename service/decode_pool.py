@@ -7,6 +7,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from time import monotonic
 from typing import TypeVar
 
@@ -67,7 +68,7 @@ class DecodePool:
         try:
             for job in jobs:
                 futures.append(self._executor.submit(self._work, function, job, deadline))
-                futures[-1].add_done_callback(self._on_done)
+                futures[-1].add_done_callback(partial(self._on_done, deadline))
             return await asyncio.gather(*map(asyncio.wrap_future, futures))
         except asyncio.CancelledError:
             if self._closed and not _told_to_stop():
@@ -114,10 +115,11 @@ class DecodePool:
             logger.error("a job failed", exc_info=error)
             raise Internal("the image could not be decoded") from error
 
-    def _on_done(self, future: Future[Result]) -> None:
+    def _on_done(self, deadline: float | None, future: Future[Result]) -> None:
         dropped = future.cancelled()
-        if dropped:
-            tell(self._observe_dropped, "cancelled")
+        if dropped:  # by its caller, who may have waited until the deadline
+            late = deadline is not None and deadline <= monotonic()
+            tell(self._observe_dropped, "expired" if late else "cancelled")
         with self._lock:
             self._jobs -= 1
             if not dropped:

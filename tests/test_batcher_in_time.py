@@ -364,6 +364,7 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
             else:
                 assert isinstance(result, asyncio.CancelledError)
                 assert request.leaves is not None
+                outcomes["left late"] += request.deadline is not None and loop.time() >= request.deadline
 
     async def main() -> None:
         batcher = Batcher(
@@ -410,4 +411,5 @@ def test_whatever_happens_each_image_gets_its_own_answer_or_a_reason(
         computed += [value for value in values if value not in computed]
     order = {value: position for position, value in enumerate(submitted)}
     assert [order[value] for value in computed] == sorted(order[value] for value in computed)
-    assert dropped["expired"] == outcomes["expired"]
+    # Who leaves at the deadline, or after it, has waited until then.
+    assert outcomes["expired"] <= dropped["expired"] <= outcomes["expired"] + outcomes["left late"]

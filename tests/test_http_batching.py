@@ -249,6 +249,8 @@ def test_an_image_past_its_deadline_is_not_decoded(
             wait_until(lambda: held.begun == 1)
             late = client.post("/predict", content=plain("2"), headers={"X-Request-Timeout-Ms": "50"})
             assert problem_of(late) == (504, "deadline_exceeded")
+            stage = "decode" if kind.ahead else "queue"
+            assert f'{{reason="expired",stage="{stage}"}} 1.0' in client.get("/metrics").text
             held.go_on.set()
         assert read == ["1"]
         assert held.begun == 1
