@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from threading import Lock
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import BadImage, BadRequest, Internal, ServiceError, UnsupportedMediaType
+from service.formats import looks_costly
 from service.geometry import Region
 from service.imaging import Photo, View
 from service.reader import Reading
@@ -45,6 +47,11 @@ class Picture:
     def items(self) -> int:
         """How many predictions it asks for."""
         return len(self.asked)
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether decoding it would hold up a batch."""
+        return isinstance(self.content, bytes) and looks_costly(self.content)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +120,10 @@ def parse_region(text: str) -> Rectangle:
     """A region as the query and the command line write it, `x,y,width,height`; raises BadRequest."""
     try:
         x, y, width, height = (float(number) for number in text.split(","))
+        if not all(map(isfinite, (x, y, width, height))):
+            raise ValueError
     except ValueError:
-        raise BadRequest(f"region: {text[:80]!r} is not four numbers `x,y,width,height`") from None
+        raise BadRequest(f"region: {text[:80]!r} is not four finite numbers `x,y,width,height`") from None
     return x, y, width, height
 
 

@@ -59,7 +59,7 @@ class Predictor:
         self.statistics = Statistics()
         self._reader = reader
         self._pool = pool
-        # Else in the threads of the batches: where those are as many as are to decode, and compute themselves.
+        # Otherwise the threads of the batches decode: on the CPU, where they are as many as are to decode.
         self._decodes_ahead = engine.provider == CUDA or engine.parallel_batches != pool.threads
         self._prepare = partial(prepare, size=reader.metadata.input_size, max_pixels=settings.max_pixels)
         self.watch = EngineWatch(reader.infer, reader.metadata.input_size)
@@ -151,8 +151,7 @@ class Predictor:
         self, pictures: Sequence[Picture], min_confidence: float | None, boxes: bool, deadline: float
     ) -> Predicted:
         started = perf_counter()
-        preparations = await self._prepared(pictures, deadline)
-        ahead_s = perf_counter() - started
+        preparations, ahead_s = await self._prepared(pictures, deadline)
         results = await self._computed(_images_of(preparations), deadline)
         answered_at = perf_counter()
         items = _items_of(preparations)
@@ -167,9 +166,9 @@ class Predictor:
         started = perf_counter()
         if isinstance(images, np.ndarray):
             preparations = [Preparation.of_view(index, pixels) for index, pixels in enumerate(images)]
+            ahead_s = 0.0
         else:
-            preparations = await self._prepared(images, deadline)
-        ahead_s = perf_counter() - started
+            preparations, ahead_s = await self._prepared(images, deadline)
         results = await self._computed(_images_of(preparations), deadline)
         answered_at = perf_counter()
         views = _unfailed([item.view for item in _items_of(preparations)])
@@ -177,14 +176,17 @@ class Predictor:
         outputs = Outputs.joined([result.outputs for result in results if isinstance(result, Answer)])
         return Inferred(outputs, readings, self._stages(started, ahead_s, results, answered_at))
 
-    async def _prepared(self, pictures: Sequence[Picture], deadline: float) -> list[Preparation]:
-        """The pictures, decoded where that is done ahead. There is still room in the queue for them then, until the
-        event loop does something else."""
+    async def _prepared(self, pictures: Sequence[Picture], deadline: float) -> tuple[list[Preparation], float]:
+        """The pictures, decoded where that is done ahead, and the seconds it took. There is still room in the queue for
+        all of them then, until the event loop does something else."""
         preparations = [Preparation(picture, self._prepare) for picture in pictures]
-        if self._decodes_ahead:
-            with self._batcher.reserve(sum(picture.items for picture in pictures)):
-                await self._pool.map(Preparation.items, preparations, deadline)
-        return preparations
+        ahead = preparations if self._decodes_ahead else [one for one in preparations if one.picture.is_costly]
+        if not ahead:
+            return preparations, 0.0
+        started = perf_counter()
+        with self._batcher.reserve(sum(picture.items for picture in pictures)):
+            await self._pool.map(Preparation.items, ahead, deadline)
+        return preparations, perf_counter() - started
 
     async def _computed(self, images: Sequence[Image], deadline: float) -> list[Answer | ServiceError]:
         """The answer for each image, or what is wrong with it; raises what concerns the request as a whole."""
@@ -211,7 +213,7 @@ class Predictor:
         queue_s, decode_s, inference_s = _of_the_last(results)
         return Stages(
             began=began,
-            decoded_ahead=self._decodes_ahead,
+            decoded_ahead=ahead_s > 0,
             queue_s=queue_s,
             decode_s=ahead_s + decode_s,
             inference_s=inference_s,

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from serving import encode
 
 from service.errors import BadImage, ServiceError, TooLarge, UnsupportedMediaType
+from service.formats import looks_costly
 from service.imaging import FORMATS, Photo
 
 MAX_PIXELS = 40_000
@@ -311,3 +313,26 @@ def test_decoders_print_nothing(capfd: pytest.CaptureFixture[str]) -> None:
             refused_or_read(data[:damage] + bytes([data[damage] ^ 0x5A]) + data[damage + 1 :])
             refused_or_read(data[:damage])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("name", ["PNG", "GIF", "BMP", "WEBP"])
+@pytest.mark.parametrize(("size", "costly"), [((2000, 999), False), ((2000, 1001), True), ((40, 30), False)])
+def test_what_is_slow_to_decode_is_seen_from_its_first_bytes(name: str, size: tuple[int, int], costly: bool) -> None:
+    data = encode(Image.new("RGB", size), name)
+    assert looks_costly(data) == costly
+    assert looks_costly(data[:64]) == costly
+
+
+def test_of_a_jpeg_its_bytes_are_what_is_slow() -> None:
+    flat = encode(Image.new("RGB", (4000, 3000)), "JPEG")
+    assert not looks_costly(flat)
+    assert looks_costly(flat + bytes(2_000_000))
+    assert looks_costly(encode(Image.new("RGB", (4, 4)), "TIFF"))
+
+
+@given(
+    st.binary(max_size=40),
+    st.sampled_from([b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"RIFF....WEBPVP8X", b"II*\0", b""]),
+)
+def test_any_first_bytes_are_looked_at(rest: bytes, start: bytes) -> None:
+    looks_costly(start + rest)

@@ -21,10 +21,11 @@ from service.pictures import Item, Picture, prepare
 
 class HeldDecoder:
     """Prepares pictures once it is let go, at the latest at the end of its `with` block; `begun` counts those it was
-    given. To be made before the service, which is to decode with it."""
+    given. To be made before the service, which is to decode with it. With `only`, other pictures do not wait."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, only: bytes | None = None) -> None:
         self.begun = 0
+        self._only = only
         self.go_on = threading.Event()
         monkeypatch.setattr("service.predictor.prepare", self._wait)
 
@@ -35,8 +36,9 @@ class HeldDecoder:
         self.go_on.set()
 
     def _wait(self, picture: Picture, size: tuple[int, int], max_pixels: int) -> list[Item]:
-        self.begun += 1
-        self.go_on.wait()
+        if self._only in (None, picture.content):
+            self.begun += 1
+            self.go_on.wait()
         return prepare(picture, size, max_pixels)
 
 
@@ -133,6 +135,21 @@ def test_images_of_one_request_are_decoded_for_several_batches_at_once(
         assert decoding(client) == waiting(client) == 0
         held.go_on.set()
         assert [prediction["number"] for prediction in answer.result().json()["predictions"]] == [*"12345"]
+
+
+def test_what_is_slow_to_decode_does_not_hold_up_the_others(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One thread for decoding and one batch at a time: the small picture comes last and is answered first."""
+    large = plain("7", (2000, 1001))
+    held = HeldDecoder(monkeypatch, only=large)
+    with serving(DecodingInBatch(engine), decode_threads=1) as client, ThreadPoolExecutor(1) as caller, held:
+        slow = caller.submit(client.post, "/predict", files=[("image", ("a.png", large))] * 2)
+        wait_until(lambda: held.begun == 1)
+        assert client.post("/predict", content=plain("2")).json()["predictions"][0]["number"] == "2"
+        assert not slow.done()
+        held.go_on.set()
+        assert [prediction["number"] for prediction in slow.result().json()["predictions"]] == ["7", "7"]
 
 
 @both_ways
