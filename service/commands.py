@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,8 @@ def serve(ctx: click.Context, /, **flags: Any) -> None:
 
     The port opens at once; /readyz answers 503 until the model is loaded and warmed.
     """
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what it asks for, to read keys and model, is about to be done
     settings = read_settings(**flags)
     logs.configure(settings.log_level, settings.log_format)
     logger.info("batching: %s", settings.batching)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from weakref import WeakSet
 
 from service.artifact import ArtifactError
 from service.cpus import usable_cpus
@@ -21,7 +22,7 @@ from service.errors import Draining, NotReady, ServiceError
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.reader import Reader
-from service.repository import Candidate
+from service.repository import Candidate, NoSuchModelError
 from service.settings import Settings
 from service.source import Listed, Source
 
@@ -79,6 +80,7 @@ class Lifecycle:
         self._watching: asyncio.Task[None] | None = None
         self._retired: set[Predictor] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._loading: WeakSet[_Loading] = WeakSet()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -91,6 +93,11 @@ class Lifecycle:
         """What `load` is to be given elsewhere for the same. Only once a model serves; its name is "" for a file."""
         assert self._serving is not None
         return {"name": self._serving.name, "version": self._serving.version, "newest": not self.pinned}
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether a thread is still at a model, if only one that nobody waits for any more."""
+        return any(loading.is_alive() for loading in self._loading)
 
     @property
     def waiting(self) -> int:
@@ -205,7 +212,7 @@ class Lifecycle:
                     reader = await self._replacement(candidate, model.provider)
                     self._changeable()  # it may have been told to stop
                     self._serve(candidate, reader)
-            except ServiceError:  # it is stopping
+            except (NoSuchModelError, ServiceError):  # a question for what is not there, or it is stopping
                 raise
             except Exception as error:
                 self._metrics.observe_failed_load()
@@ -241,8 +248,12 @@ class Lifecycle:
 
     async def _opened(self, candidate: Candidate) -> Reader:
         limit_s = self._settings.load_timeout_s
+        loading = _Loading(partial(self._open, candidate))
+        self._loading.add(loading)
+        loading.start()
         try:
-            return await asyncio.wait_for(_in_its_own_thread(partial(self._open, candidate)), limit_s)
+            async with asyncio.timeout(limit_s):
+                return await asyncio.wrap_future(loading.opened)
         except TimeoutError:
             raise TimeoutError(f"{candidate.path}: the model is not loaded and warm after {limit_s:g} s") from None
 
@@ -297,16 +308,18 @@ class Lifecycle:
         return task
 
 
-async def _in_its_own_thread(open_reader: Callable[[], Reader]) -> Reader:
-    """Not one of a pool: the process would wait at its end for a driver that does not come back."""
-    opened: Future[Reader] = Future()
-    opened.set_running_or_notify_cancel()  # so that giving up does not keep the thread from ending in order
+class _Loading(Thread):
+    """A reader that is being opened. Not in a thread of a pool: the process would wait at its end for a driver that
+    does not come back."""
 
-    def run() -> None:
+    def __init__(self, open_reader: Callable[[], Reader]) -> None:
+        super().__init__(name="load", daemon=True)
+        self._open_reader = open_reader
+        self.opened: Future[Reader] = Future()
+        self.opened.set_running_or_notify_cancel()  # so that giving up does not keep the thread from ending in order
+
+    def run(self) -> None:
         try:
-            opened.set_result(open_reader())
+            self.opened.set_result(self._open_reader())
         except BaseException as error:
-            opened.set_exception(error)
-
-    Thread(target=run, name="load", daemon=True).start()
-    return await asyncio.wrap_future(opened)
+            self.opened.set_exception(error)

@@ -90,6 +90,8 @@ class Server(uvicorn.Server):
                 await self.lifespan.shutdown()
         except TimeoutError:
             self.stop_now()
+        if self._lifecycle.is_loading:
+            self.stop_now()  # ONNX Runtime would abort a process that ends while it makes a session
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Uvicorn's own method would also raise the signal again at the end, and the exit code would not be 0.
@@ -150,6 +152,4 @@ class Server(uvicorn.Server):
 
     def _on_failure(self, error: Exception) -> None:
         self.exit_code = code_of_failure(error)
-        if isinstance(error, TimeoutError):
-            self.stop_now()  # whatever hangs would hold up an end in order
         self._stop()

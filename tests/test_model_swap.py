@@ -242,6 +242,8 @@ def test_back_to_an_earlier_version_which_then_stays(root: Path) -> None:
         client.post("/reload")
         assert read(client) == ("1", "12")  # asked for by its number
         assert load(client).json()["version"] == "3"
+        assert refused(load(client, 7))[0] == 404
+        assert loads(client)["failed"] == 0  # a question for what is not there breaks nothing
         write_version(root, 10, alphabet=REVERSED)
         assert read(client)[0] == "3"
         client.post("/reload")
