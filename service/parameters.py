@@ -56,6 +56,8 @@ class Parameters(BaseModel):
         query = request.query_params
         if unknown := sorted(query.keys() - _NAMES["query"]):
             raise BadRequest(f"{unknown[0][:80]}: no such parameter; there are {', '.join(sorted(_NAMES['query']))}")
+        if repeated := next((name for name in query if name != "region" and len(query.getlist(name)) > 1), None):
+            raise BadRequest(f"{repeated}: given more than once")
         given: dict[str, Any] = {**query, "region": query.getlist("region")}
         given |= {name: request.headers[name] for name in _NAMES["header"] if name in request.headers}
         try:

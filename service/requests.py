@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import string
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from service.decode_pool import DecodePool
-from service.errors import BadRequest, RequestTimeout, ServiceError, TooLarge
+from service.errors import BadRequest, RequestTimeout, ServiceError, TooLarge, UnsupportedMediaType
 from service.multipart import image_parts, media_type
 from service.pictures import Picture
 from service.schemas import ImageIn, PredictRequest, Rectangle
@@ -22,6 +23,7 @@ from service.validation import first_mistake
 # `1,1,1` would be gigabytes. So the commas, of which there is one between any two, are counted first. An image has
 # three fields, a region of four numbers, a `data:` URI, and an `id` that might be nothing but commas.
 _MOST_COMMAS_PER_IMAGE = 300
+_WHITESPACE = string.whitespace.encode()
 
 
 async def read_pictures(
@@ -36,10 +38,14 @@ async def read_pictures(
     """The pictures of a request, at least one; `regions`, from the query, apply to each image of a raw or
     multipart body.
 
-    Raises BadRequest for a body that cannot be understood, RequestTimeout for one of which nothing more comes for
+    Raises BadRequest for a body that cannot be understood, UnsupportedMediaType for one that is compressed,
+    RequestTimeout for one of which nothing more comes for
     `body_timeout_s` seconds, and TooLarge for more than `max_body_bytes` bytes, counted as they come in, or
     `max_images` images, each region counting as one.
     """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() != "identity":
+        raise UnsupportedMediaType(f"Content-Encoding {encoding[:80]!r} is not served here; send the body as it is")
     content_type = request.headers.get("content-type", "")
     chunks = _limited(request, max_body_bytes, body_timeout_s)
     match media_type(content_type):
@@ -55,6 +61,8 @@ async def read_pictures(
             ]
         case declared:
             body = await _joined(chunks)
+            if body[:1] == b"{" and not declared.startswith("image/"):
+                raise UnsupportedMediaType("the body looks like JSON; send it with `Content-Type: application/json`")
             pictures = [Picture(body, 0, "0", tuple(regions), declared)] if body else []
     if not pictures:
         raise BadRequest("the request has no image")
@@ -123,6 +131,6 @@ def from_base64(data: str) -> tuple[bytes | ServiceError, str]:
         declared = media_type(head)
     try:
         # Line breaks, which many encoders add, mean nothing; any other stray character is a mistake.
-        return base64.b64decode("".join(data.split()), validate=True), declared
+        return base64.b64decode(data.encode("ascii").translate(None, _WHITESPACE), validate=True), declared
     except (binascii.Error, ValueError) as error:
         return BadRequest(f"data: not base64: {error}"), declared

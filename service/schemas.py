@@ -14,8 +14,10 @@ from service.statistics import Stages
 _Pixels = Annotated[float, AfterValidator(lambda value: round(value, 3))]
 _Real = Annotated[float, AfterValidator(lambda value: round(value, 6))]
 
+_Coordinate = Annotated[float, Field(allow_inf_nan=False)]
+
 # x, y, width, height in the pixels of the upright image.
-Rectangle = tuple[float, float, float, float]
+Rectangle = tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate]
 
 
 class ImageIn(BaseModel):

@@ -8,15 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from service.errors import BadRequest, ServiceError
 from service.pictures import parse_region
 from service.schemas import Rectangle
 from service.scoring.storage import Place
 
-# Finite, since JSON has no other numbers: what cannot be asked over HTTP is refused everywhere.
-_RECTANGLES = TypeAdapter(tuple[Rectangle, ...], config=ConfigDict(allow_inf_nan=False))
+_RECTANGLES = TypeAdapter(tuple[Rectangle, ...])
 
 
 class Position(NamedTuple):
