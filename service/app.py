@@ -22,7 +22,7 @@ from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
 from service.open_inference.repository import repository_router
 from service.open_inference.routes import INFER_PATHS, protocol_router
-from service.openapi import PREDICT, problems, use_schema
+from service.openapi import PREDICT, REQUEST_ID, problems, use_schema
 from service.parameters import Parameters
 from service.pictures import parse_region
 from service.problems import RequestContext, handle_errors
@@ -94,7 +94,7 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
         _PREDICT_PATH,
         summary="Read the house numbers of one or more images",
         response_model=PredictResponse,
-        responses=problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504),
+        responses={200: {"headers": REQUEST_ID}, **problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)},
         openapi_extra=PREDICT,
     )
     async def predict(request: Request) -> Response:

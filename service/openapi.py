@@ -20,6 +20,9 @@ _REFERENCE = "#/components/schemas/{model}"
 _BINARY = {"type": "string", "format": "binary"}
 _IMAGE_TYPES = [f"image/{name.lower()}" for name in sorted(FORMATS)]
 
+REQUEST_ID = {"X-Request-ID": {"description": "That of the request, or made.", "schema": {"type": "string"}}}
+_RETRY_AFTER = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}}}
+
 PREDICT: dict[str, Any] = {
     "parameters": published(),
     # As the framework has it for the routes that are guarded by a dependency.
@@ -46,7 +49,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can fail with these statuses."""
     schema = {"$ref": _REFERENCE.format(model=Problem.__name__)}
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "headers": REQUEST_ID | (_RETRY_AFTER if status in (429, 503) else {}),
+            "content": {MEDIA_TYPE: {"schema": schema}},
+        }
         for status in statuses
     }
 

@@ -23,6 +23,8 @@ from service.second_look import look_twice
 __all__ = ["Box", "Engine", "OnnxEngine", "Outputs", "Reader", "Reading"]
 
 DEFAULT_MAX_BATCH_SIZE = 32
+# As answers have it, so that a number is accepted by whoever asks for the very confidence it was told with.
+_CONFIDENCE_DECIMALS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +128,8 @@ class Reader:
         return [
             Reading(
                 number=answer.number,
-                confidence=answer.confidence,
-                accepted=answer.number != "" and answer.confidence >= threshold,
+                confidence=(confidence := round(answer.confidence, _CONFIDENCE_DECIMALS)),
+                accepted=answer.number != "" and confidence >= threshold,
                 digits=answer.digits,
                 boxes=of_one,
             )

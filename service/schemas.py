@@ -70,10 +70,10 @@ class ModelInfo(BaseModel):
 
 
 class ImageInfo(BaseModel):
-    """Position in the request, and the size of the upright image in pixels where it could be opened."""
+    """An image of the request."""
 
-    index: int
-    width: int | None
+    index: int = Field(description="Position in the request, from 0.")
+    width: int | None = Field(description="Of the upright image, in pixels; null where it could not be opened.")
     height: int | None
 
 
@@ -81,40 +81,46 @@ class DigitOut(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
     digit: str
-    confidence: _Real
+    confidence: _Real = Field(description="The probability that its slot gave it.")
 
 
 class BoxOut(BaseModel):
-    """`corners`: (x, y) clockwise from the target's top-left, in pixels of the upright image, possibly outside it."""
+    """What a spatial transformer looked at."""
 
     model_config = ConfigDict(from_attributes=True)
 
-    transformer: int
-    corners: tuple[tuple[_Pixels, _Pixels], ...]
-    theta: tuple[tuple[_Real, _Real, _Real], ...]
+    transformer: int = Field(description="Which one, from 0.")
+    corners: tuple[tuple[_Pixels, _Pixels], ...] = Field(
+        description="Four corners (x, y) in pixels of the upright image, possibly outside it: clockwise from what the"
+        " reader saw as the top-left, so that the box of a turned number is turned."
+    )
+    theta: tuple[tuple[_Real, _Real, _Real], ...] = Field(
+        description="Two rows of three: the affine map from the transformer's output to its input, both normalised to"
+        " [-1, 1] (x, y)."
+    )
 
 
 class ItemError(BaseModel):
     """Why one of several images has no reading."""
 
-    code: str
+    code: str = Field(description="That of the problem which the image alone would have been answered with.")
     detail: str
 
 
 class Prediction(BaseModel):
     """The answer for one image, or for one region where regions are given."""
 
-    id: str
+    id: str = Field(description="That of the image; its position where it was given none.")
     image: ImageInfo
-    region: Rectangle | None
+    region: Rectangle | None = Field(description="The region that was asked for; null is the whole image.")
     number: str | None = Field(description='The number; "" where no digit is seen, null where there is an error.')
-    confidence: _Real | None = Field(description="Probability of the whole number.")
-    accepted: bool
-    digits: list[DigitOut]
+    confidence: _Real | None = Field(description="Probability of the whole number, null where there is an error.")
+    accepted: bool = Field(description="Whether a number was seen, with at least the confidence that is asked for.")
+    digits: list[DigitOut] = Field(description="Those of the number, from left to right.")
     boxes: list[BoxOut] | None = Field(
-        description="Left out with `boxes=false`.", exclude_if=lambda boxes: boxes is None
+        description="One per transformer. Left out with `boxes=false`.", exclude_if=lambda boxes: boxes is None
     )
-    error: ItemError | None
+    error: ItemError | None = Field(description="Null where there is a reading.")
 
     @classmethod
     def of(
@@ -152,12 +158,12 @@ class Prediction(BaseModel):
 
 
 class Timing(BaseModel):
-    """Milliseconds: bytes to pixels; the wait and the batch of the last image; everything since the request came."""
+    """Milliseconds; with several images, those of the one that was answered last."""
 
-    decode: float
-    queue: float
-    inference: float
-    total: float
+    decode: float = Field(description="From bytes to pixels.")
+    queue: float = Field(description="Waiting for a batch.")
+    inference: float = Field(description="In the engine, the whole batch.")
+    total: float = Field(description="Since the request came.")
 
     @classmethod
     def of(cls, stages: Stages, total_s: float) -> Timing:

@@ -197,3 +197,10 @@ def test_with_several_images_all_may_be_bad(client: httpx.Client) -> None:
     response = client.post("/predict", files=[("image", ("a", b"junk")), ("image", ("b", b""))])
     assert response.status_code == 200
     assert [prediction["error"]["code"] for prediction in response.json()["predictions"]] == ["bad_image"] * 2
+
+
+def test_the_confidence_that_was_told_is_enough_to_be_accepted(client: httpx.Client) -> None:
+    for number in ("1", "42", "407", "19", "7"):
+        (told,) = client.post("/predict", content=plain(number)).json()["predictions"]
+        again = client.post("/predict", content=plain(number), params={"min_confidence": told["confidence"]})
+        assert again.json()["predictions"][0]["accepted"]

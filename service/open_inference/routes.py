@@ -44,13 +44,23 @@ JSON_LENGTH = "Inference-Header-Content-Length"
 FindModel = Callable[..., AsyncIterator[Predictor]]
 
 _FAILURE: dict[int | str, dict[str, Any]] = {"default": {"model": ErrorResponse, "description": "What went wrong"}}
+_BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+_INFERRED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JSON, or where tensors are asked for in binary JSON and then those tensors.",
+        "headers": {
+            JSON_LENGTH: {"description": "Bytes of JSON, where tensors follow.", "schema": {"type": "integer"}}
+        },
+        "content": _BINARY,
+    }
+}
 _INFER_EXTRA: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "description": f"JSON alone, or JSON of {JSON_LENGTH} bytes and then the inputs' tensors in binary.",
         "content": {
             "application/json": {"schema": {"$ref": f"#/components/schemas/{InferRequest.__name__}"}},
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            **_BINARY,
         },
     }
 }
@@ -146,7 +156,7 @@ def _add_infer(
         summary="Read images, given and answered as tensors",
         response_model=InferResponse,
         dependencies=[Depends(access.guard)],
-        responses=_FAILURE,
+        responses={**_INFERRED, **_FAILURE},
         openapi_extra=_INFER_EXTRA,
     )
     async def infer(

@@ -297,7 +297,9 @@ class LoadParameters(_ParametersIn):
     """Parameters of a load: one, as Triton has it. Another one, such as a version that stands where it is not looked
     for, is refused: without it the newest version would be loaded. Files are copied into the repository."""
 
-    config: Json[LoadConfig] = Field(LoadConfig(), description="Triton's model configuration, as a string of JSON.")
+    config: Json[LoadConfig] = Field(
+        default_factory=LoadConfig, description="Triton's model configuration, as a string of JSON."
+    )
 
     @model_validator(mode="after")
     def _no_others(self) -> Self:
@@ -314,4 +316,4 @@ class LoadParameters(_ParametersIn):
 class LoadRequest(_In):
     """The body, which may be empty, of `POST /v2/repository/models/{name}/load`."""
 
-    parameters: LoadParameters = LoadParameters()
+    parameters: LoadParameters = Field(default_factory=lambda: LoadParameters())
