@@ -30,6 +30,8 @@ from service.observing import Dropped, tell, unheard
 
 logger = logging.getLogger(__name__)
 
+_FAILED = "the reader failed on this image"
+
 Image = Callable[[], NDArray[np.uint8]]
 """Gives its pixels, uint8 [H, W, 3], when it is called, from any thread; or raises the ServiceError that is its answer.
 A second call gives the same."""
@@ -234,43 +236,23 @@ class Batcher:
         except Exception:
             logger.exception("a batch was not computed")
         finally:
-            _fail(batch, Internal, "the reader failed on this image")
+            _fail(batch, Internal, _FAILED)
             self._rate.done(len(batch), monotonic())
 
     async def _answer(self, batch: list[_Item]) -> None:
-        read, error = await self._compute(batch)
-        if error is not None and len(read) > 1:
-            # One bad image must not take its neighbours with it: find out which one it was.
-            logger.warning("a batch of %d images failed (%r); reading them one by one", len(read), error)
-            for item in read:
-                if self._still_wanted(item):
-                    await self._answer([item])
-        elif error is not None:
-            logger.error("the engine failed on an image", exc_info=error)
-
-    async def _compute(self, batch: list[_Item]) -> tuple[list[_Item], BaseException | None]:
-        """Answers the images of the batch. Gives those that had pixels, and what the engine raised on them, if that."""
-        run = await asyncio.get_running_loop().run_in_executor(self._executor, _run, self._infer, batch)
-        read: list[_Item] = []
-        for item, pixels in zip(batch, run.pixels, strict=True):
-            if isinstance(pixels, np.ndarray):
-                read.append(item)
-            elif pixels is None:
+        """Gives every image of the batch what came of it."""
+        run = await asyncio.get_running_loop().run_in_executor(
+            self._executor, _run, self._infer, batch, self._observe_batch
+        )
+        for item, result in zip(batch, run.results, strict=True):
+            if result is None:
                 self._still_wanted(item)  # says why it is not
-            elif not item.future.done():
-                item.future.set_exception(pixels)
-        if run.result is None or isinstance(run.result, BaseException):
-            return read, run.result
-        tell(self._observe_batch, len(read))
-        outputs, finite = run.result
-        for index, (item, is_finite) in enumerate(zip(read, finite, strict=True)):
-            if not is_finite:
-                logger.error("the engine's outputs for an image are not finite numbers")
-            elif not item.future.done():
-                queue_s = run.began - item.arrived
-                answer = Answer(outputs.part(index, index + 1), queue_s, run.decode_s, run.inference_s)
-                item.future.set_result(answer)
-        return read, None
+            elif item.future.done():
+                continue
+            elif isinstance(result, ServiceError):
+                item.future.set_exception(result)
+            else:
+                item.future.set_result(Answer(result, run.began - item.arrived, run.decode_s, run.inference_s))
 
     def _still_wanted(self, item: _Item) -> bool:
         late = item.is_late(monotonic())
@@ -298,26 +280,25 @@ def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What came of a batch: for each image its pixels, or why there are none, or None where they were not wanted any
-    more; the outputs for those that have some and which of them are finite, or what the engine raised, or None where
-    none has any."""
+    """What came of a batch: for each image its outputs (N = 1), or why there are none, or None where it was not wanted
+    any more."""
 
     began: float
-    pixels: list[NDArray[np.uint8] | ServiceError | None]
     decode_s: float
-    result: tuple[Outputs, NDArray[np.bool_]] | BaseException | None
     inference_s: float
+    results: list[Outputs | ServiceError | None]
 
 
-def _run(infer: Infer, batch: Sequence[_Item]) -> _Run:
+def _run(infer: Infer, batch: Sequence[_Item], observe_batch: Callable[[int], None]) -> _Run:
     """A batch, in its thread."""
     began = monotonic()
     # A batch of large photographs takes its time: who has left meanwhile, or whose time is up, does not cost any more.
-    pixels = [_pixels_of(item.image) if item.is_wanted(monotonic()) else None for item in batch]
+    prepared = [_pixels_of(item.image) if item.is_wanted(monotonic()) else None for item in batch]
     decoded = monotonic()
-    some = [of_image for of_image in pixels if isinstance(of_image, np.ndarray)]
-    result = attempt(infer, some) if some else None
-    return _Run(began, pixels, decoded - began, result, monotonic() - decoded)
+    pixels = [of_image for of_image in prepared if isinstance(of_image, np.ndarray)]
+    read = iter(read_each(infer, pixels, observe_batch))
+    results = [next(read) if isinstance(of_image, np.ndarray) else of_image for of_image in prepared]
+    return _Run(began, decoded - began, monotonic() - decoded, results)
 
 
 def _pixels_of(image: Image) -> NDArray[np.uint8] | ServiceError:
@@ -332,16 +313,28 @@ def _pixels_of(image: Image) -> NDArray[np.uint8] | ServiceError:
         return Internal("the image could not be prepared")
 
 
-def attempt(infer: Infer, pixels: Sequence[NDArray[np.uint8]]) -> tuple[Outputs, NDArray[np.bool_]] | BaseException:
-    """The outputs for N images, and [N] which of them are finite; or what went wrong.
+def read_each(
+    infer: Infer, pixels: Sequence[NDArray[np.uint8]], observe_batch: Callable[[int], None] = unheard
+) -> list[Outputs | Internal]:
+    """For each image its outputs (N = 1), or Internal where the engine fails on it or they are not finite numbers.
 
-    Whatever an engine raises or returns, the loop must go on.
+    A batch that fails is read image by image: one that is bad must not take its neighbours with it. `observe_batch` is
+    told the size of every batch that does not. Whatever an engine raises or returns, this raises nothing.
     """
+    if not pixels:
+        return []
     try:
         outputs = infer(np.stack(pixels))
         finite = outputs.finite()
         if len(finite) != len(pixels):
             raise RuntimeError(f"{len(finite)} answers for {len(pixels)} images")
-        return outputs, finite
     except BaseException as error:
-        return error
+        if len(pixels) == 1:
+            logger.error("the engine failed on an image", exc_info=error)
+            return [Internal(_FAILED)]
+        logger.warning("a batch of %d images failed (%r); reading them one by one", len(pixels), error)
+        return [result for image in pixels for result in read_each(infer, [image], observe_batch)]
+    tell(observe_batch, len(pixels))
+    if not finite.all():
+        logger.error("the engine's outputs for %d images are not finite numbers", np.count_nonzero(~finite))
+    return [outputs.part(n, n + 1) if is_finite else Internal(_FAILED) for n, is_finite in enumerate(finite)]

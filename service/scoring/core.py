@@ -5,7 +5,6 @@ It is what `POST /predict` does, without HTTP: the same decoding, limits, reader
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,17 +12,15 @@ from pathlib import Path
 import pyarrow as pa
 
 from service.artifact import ArtifactError
-from service.batcher import attempt
-from service.engine import CUDA, OnnxEngine, Provider, Spinning
-from service.errors import BadRequest, Internal, ServiceError
+from service.batcher import read_each
+from service.engine import CUDA, OnnxEngine, Outputs, Provider, Spinning
+from service.errors import BadRequest, ServiceError
 from service.imaging import View
 from service.pictures import Picture, answers_of, prepare, views_of
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo
 from service.scoring.records import Record
 from service.scoring.schema import output_schema, rows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,27 +102,25 @@ class Scorer:
 
     def _read(self, views: Sequence[View]) -> Iterator[Reading | ServiceError]:
         for start in range(0, len(views), self._reader.max_batch_size):
-            yield from self._answer(views[start : start + self._reader.max_batch_size])
+            yield from self._answers_for(views[start : start + self._reader.max_batch_size])
 
-    def _answer(self, views: Sequence[View]) -> list[Reading | ServiceError]:
-        failed = Internal("the reader failed on this image")
-        result = attempt(self._reader.infer, [view.pixels for view in views])
-        if isinstance(result, BaseException):
-            if len(views) > 1:
-                logger.warning("a batch of %d images failed (%r); reading them one by one", len(views), result)
-                return [answer for view in views for answer in self._answer([view])]
-            logger.error("the engine failed on an image", exc_info=result)
-            return [failed]
-        outputs, finite = result
-        readings = iter(
-            self._reader.compose(
-                outputs.where(finite),
-                [view.region for view, is_finite in zip(views, finite, strict=True) if is_finite],
-                min_confidence=self._answers.min_confidence,
-                boxes=self._answers.boxes,
+    def _answers_for(self, views: Sequence[View]) -> Iterator[Reading | ServiceError]:
+        results = read_each(self._reader.infer, [view.pixels for view in views])
+        read = [
+            (view.region, result) for view, result in zip(views, results, strict=True) if isinstance(result, Outputs)
+        ]
+        readings: Iterator[Reading] = iter(())
+        if read:
+            readings = iter(
+                self._reader.compose(
+                    Outputs.joined([outputs for _, outputs in read]),
+                    [region for region, _ in read],
+                    min_confidence=self._answers.min_confidence,
+                    boxes=self._answers.boxes,
+                )
             )
-        )
-        return [next(readings) if is_finite else failed for is_finite in finite]
+        for result in results:
+            yield next(readings) if isinstance(result, Outputs) else result
 
 
 def make_scorer(loader: Loader, answers: Answers, passed: Mapping[str, pa.DataType]) -> Scorer:
