@@ -8,7 +8,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
@@ -30,6 +29,7 @@ from service.requests import read_pictures
 from service.schemas import PredictResponse, Timing
 from service.settings import Settings
 from service.shedding import Shedding
+from service.source import Choice
 
 _PREDICT_PATH = "/predict"
 
@@ -38,7 +38,7 @@ def create_app(
     settings: Settings,
     load: Callable[[Path], Engine],
     on_failure: Callable[[Exception], None] = lambda _error: None,
-    spread: Callable[[dict[str, Any]], Awaitable[None]] | None = None,
+    spread: Callable[[Choice], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """The app; `load` makes the engine of a file, for the first time in the background once the app has started.
 

@@ -7,8 +7,7 @@
 | `drain`, `stop` | as a first and a second SIGTERM | `spread` | asks for a choice to be loaded by all |
 | `load` | asks for a choice to be loaded | | |
 
-What is asked is answered with `reply`, in the order asked: None, or in one line what went wrong. A choice is what
-`Lifecycle.load` takes.
+What is asked is answered with `reply`, in the order asked: None, or in one line what went wrong.
 """
 
 from __future__ import annotations
@@ -22,6 +21,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from service.source import Choice
 
 NOT_LISTENING = 2**31 - 1
 
@@ -46,7 +47,7 @@ class Post:
     beats: MutableSequence[int]
     folder: Path
     replacement: bool
-    choice: dict[str, Any] | None
+    choice: Choice | None
 
 
 class Channel:

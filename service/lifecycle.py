@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from dataclasses import replace
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -24,14 +25,14 @@ from service.predictor import Predictor
 from service.reader import Reader
 from service.repository import Candidate, NoSuchModelError
 from service.settings import Settings
-from service.source import Listed, Source
+from service.source import Choice, Listed, Source
 
 logger = logging.getLogger(__name__)
 
 # How long a caller is asked to wait before it tries again: loading and draining take seconds.
 _RETRY_AFTER_S = 2
-# Why a model is not loaded, each with a message that says all there is to say.
-_LOAD_ERRORS = (ArtifactError, ProviderError, TimeoutError)
+LOAD_ERRORS = (ArtifactError, ProviderError, TimeoutError)
+"""Why a model is not loaded, each with a message that says all there is to say."""
 
 
 class State(Enum):
@@ -45,8 +46,8 @@ class Lifecycle:
     """Loads the model in the background, changes it for another one, and knows whether requests may come in.
 
     `load` makes the engine of a file; it runs in a thread, the first time while the port is open already. `on_failure`
-    is called when that first model cannot be served, after one line in the log: also where it is not loaded and warm
-    within `load_timeout_s` (TimeoutError). Where a later one cannot, the one before it goes on.
+    is told why that first model cannot be served, in one of LOAD_ERRORS where that says it all: also where it is not
+    loaded and warm within `load_timeout_s` (TimeoutError). Where a later one cannot, the one before it goes on.
 
     `whole` is False as long as other processes of the service, without which it is not ready, are still loading;
     `on_serving` is called whenever a model was loaded, or chosen anew, `on_stall` when the engine that serves has given
@@ -89,10 +90,10 @@ class Lifecycle:
         return self._source.pinned is not None
 
     @property
-    def choice(self) -> dict[str, Any]:
-        """What `load` is to be given elsewhere for the same. Only once a model serves; its name is "" for a file."""
+    def choice(self) -> Choice | None:
+        """What `load` is to be given elsewhere for the same; None for a file. Only once a model serves."""
         assert self._serving is not None
-        return {"name": self._serving.name, "version": self._serving.version, "newest": not self.pinned}
+        return Choice(self._serving.name, self._serving.version, not self.pinned) if self._serving.name else None
 
     @property
     def is_loading(self) -> bool:
@@ -128,21 +129,17 @@ class Lifecycle:
         if not self.whole:
             raise NotReady("another process of the service is still loading the model", _RETRY_AFTER_S)
 
-    async def load(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+    async def load(self, choice: Choice) -> Choice:
         """Serves another version from the repository: new requests get it at once, those inside finish on the old one.
 
-        `choice` is {"name": str, "version": str | None}, None for the newest. Given back is the choice for other
-        processes: with the version that was found, and as `newest` whether it was chosen for being that, so that a
-        later reload looks for a newer one. One load at a time: a second one waits. Raises ArtifactError
-        (NoSuchModelError where there is none), ProviderError, TimeoutError, NotReady and Draining; the old model then
-        goes on.
+        Given back is the choice for other processes, with the version that was found. One load at a time: a second one
+        waits. Raises ArtifactError (NoSuchModelError where there is none), ProviderError, TimeoutError, NotReady and
+        Draining; the old model then goes on.
         """
-        name, version = choice["name"], choice.get("version")
-        newest = bool(choice.get("newest", version is None))
-        candidate = await self._change(partial(self._source.chosen, name, version))
-        self._source.pinned = None if newest else candidate.version
+        candidate = await self._change(partial(self._source.chosen, choice.name, choice.version))
+        self._source.pinned = None if choice.newest else candidate.version
         self.on_serving()
-        return self.choice
+        return replace(choice, version=candidate.version)
 
     def reload(self) -> asyncio.Task[None]:
         """Begins to load the newest version, or the pinned one, or the single file, if that is not what serves already.
@@ -179,12 +176,10 @@ class Lifecycle:
             try:
                 candidate = await asyncio.to_thread(self._source.wanted)
                 reader = await self._opened(candidate)
-            except _LOAD_ERRORS as error:
-                logger.critical("%s: %s", State.FAILED.value, error)
-                self._fail(error)
             except Exception as error:
-                logger.critical(State.FAILED.value, exc_info=True)
-                self._fail(error)
+                if self._state is State.STARTING:
+                    self._state = State.FAILED
+                self._on_failure(error)
             else:
                 if self._state is State.STARTING:
                     self._state = State.READY
@@ -195,7 +190,7 @@ class Lifecycle:
         try:
             await self._change(self._source.wanted)
             self.on_serving()
-        except _LOAD_ERRORS:
+        except LOAD_ERRORS:
             pass  # is in the log
         except ServiceError as error:
             logger.warning("the model is not loaded again: %s", error.detail)
@@ -216,7 +211,7 @@ class Lifecycle:
                 raise
             except Exception as error:
                 self._metrics.observe_failed_load()
-                if isinstance(error, _LOAD_ERRORS):
+                if isinstance(error, LOAD_ERRORS):
                     logger.error("%s; %s %s goes on", error, model.name, model.version)
                 raise
             self._source.refused.pop(candidate, None)
@@ -242,7 +237,7 @@ class Lifecycle:
             if provider == CUDA and reader.engine.provider != CUDA:  # with `auto`: many times slower, and unasked for
                 raise ProviderError(f"{candidate.path}: it does not run on CUDA, as the model does that serves")
             return reader
-        except _LOAD_ERRORS as error:
+        except LOAD_ERRORS as error:
             self._source.refused[candidate] = str(error)
             raise
 
@@ -295,11 +290,6 @@ class Lifecycle:
         await engine.stalled(self._settings.stall_timeout_s)
         logger.critical("the engine has given no answer for %g s", self._settings.stall_timeout_s)
         self.on_stall()
-
-    def _fail(self, error: Exception) -> None:
-        if self._state is State.STARTING:
-            self._state = State.FAILED
-        self._on_failure(error)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)

@@ -12,16 +12,18 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, Never
+from typing import Never
 
 import uvicorn
 
 from service.app import create_app
 from service.engine import OnnxEngine
 from service.exit_codes import EXIT_STALLED, EXIT_UNANSWERED, code_of_failure
+from service.lifecycle import LOAD_ERRORS, State
 from service.listening import Acceptor
 from service.protocol import BoundedHead
 from service.settings import Settings
+from service.source import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ class Server(uvicorn.Server):
     an exit code of its own.
     """
 
-    def __init__(self, settings: Settings, spread: Callable[[dict[str, Any]], Awaitable[None]] | None = None) -> None:
+    def __init__(self, settings: Settings, spread: Callable[[Choice], Awaitable[None]] | None = None) -> None:
         self.exit_code = 0
         self._settings = settings
         self._asked_to_stop = False
@@ -152,4 +154,12 @@ class Server(uvicorn.Server):
 
     def _on_failure(self, error: Exception) -> None:
         self.exit_code = code_of_failure(error)
+        if isinstance(error, LOAD_ERRORS):
+            self._tell(f"{State.FAILED.value}: {error}")
+        else:
+            logger.critical(State.FAILED.value, exc_info=error)
         self._stop()
+
+    def _tell(self, failure: str) -> None:
+        """Says in one line why there is no service."""
+        logger.critical("%s", failure)

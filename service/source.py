@@ -10,6 +10,16 @@ from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """A version of a model that is to be served, None for the newest. `newest` is whether it is served for being that,
+    so that a later reload looks for a newer one."""
+
+    name: str
+    version: str | None
+    newest: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """A version of a model: whether it is the one that serves, and otherwise why not."""
 

@@ -24,6 +24,7 @@ from service.exit_codes import EXIT_MODEL, EXIT_PROVIDER, EXIT_UNANSWERED, EXIT_
 from service.keys import KeysError
 from service.metrics import Metrics, forget, share
 from service.settings import Settings
+from service.source import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Supervisor:
         self._connections: MutableSequence[int] = self._spawning.RawArray("i", [NOT_LISTENING] * settings.workers)
         self._beats: MutableSequence[int] = self._spawning.RawArray("i", settings.workers)
         self._workers: dict[int, _Watched] = {}
-        self._choice: dict[str, Any] | None = None
+        self._choice: Choice | None = None
         self._whole = False
         self._in_vain = 0
         self._failure_told = False
@@ -173,7 +174,7 @@ class Supervisor:
             self._tell_all("whole")
             logger.info("ready: all %d workers are warm", self._settings.workers)
 
-    async def _spread(self, origin: _Watched, choice: dict[str, Any]) -> None:
+    async def _spread(self, origin: _Watched, choice: Choice) -> None:
         """Has all load what one has loaded; also that one, if another choice has overtaken its own."""
         async with self._spreading:
             others = [worker for worker in self._workers.values() if worker.choice != choice]
@@ -260,7 +261,7 @@ class _Watched:
         self.process = process
         self.channel = channel
         self.warm = False
-        self.choice: dict[str, Any] | None = None
+        self.choice: Choice | None = None
         self.beat = 0
         self.silent_s = 0.0
 
@@ -274,7 +275,7 @@ class _Watched:
         assert self.process.exitcode is not None
         return self.process.exitcode
 
-    async def load(self, choice: dict[str, Any]) -> str | None:
+    async def load(self, choice: Choice) -> str | None:
         """What went wrong, in one line. That it ends meanwhile is no failure: the next one begins with the choice."""
         try:
             return await self.channel.ask("load", choice)

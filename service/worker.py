@@ -13,6 +13,7 @@ from typing import Any
 from service.channel import NOT_LISTENING, Channel, Post
 from service.server import Server
 from service.settings import Settings
+from service.source import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,11 @@ class Worker(Server):
         self._channel = Channel(post.connection)
         self._tasks: set[asyncio.Task[object]] = set()
         if post.choice is not None:
-            chosen = {"model_name": post.choice["name"], "model_version": int(post.choice["version"])}
+            chosen = {"model_name": post.choice.name, "model_version": post.choice.version and int(post.choice.version)}
             settings = settings.model_copy(update=chosen)
         super().__init__(settings, self._spread)
         self._lifecycle.whole = post.replacement
         self._lifecycle.on_serving = self._on_serving
-        logging.getLogger("service.lifecycle").addFilter(self._is_for_the_log)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -64,8 +64,7 @@ class Worker(Server):
             super()._begin_to_accept()
 
     def _on_serving(self) -> None:
-        choice = self._lifecycle.choice
-        self._channel.send("serving", choice if choice["name"] else None)
+        self._channel.send("serving", self._lifecycle.choice)
         if self._post.connections[self._post.place] == NOT_LISTENING and not self.should_exit:
             self._post.connections[self._post.place] = 0
             super()._begin_to_accept()
@@ -93,7 +92,7 @@ class Worker(Server):
             case "load":
                 self._in_background(self._load_for_another(about))
 
-    async def _load_for_another(self, choice: dict[str, Any]) -> None:
+    async def _load_for_another(self, choice: Choice) -> None:
         try:
             await self._lifecycle.load(choice)
         except Exception as error:
@@ -101,7 +100,7 @@ class Worker(Server):
         else:
             self._channel.reply(None)
 
-    async def _spread(self, choice: dict[str, Any]) -> None:
+    async def _spread(self, choice: Choice) -> None:
         """Has every other worker load the choice. Raises RuntimeError, with the first failure's line."""
         failure = await self._channel.ask("spread", choice)
         if failure is not None:
@@ -113,12 +112,8 @@ class Worker(Server):
         self.drain()
         self._stop()
 
-    def _is_for_the_log(self, record: logging.LogRecord) -> bool:
-        """Whether the line is this worker's own. That a model cannot be served, all find at once, and one says it."""
-        if record.levelno < logging.CRITICAL or record.exc_info:
-            return True
-        self._channel.send("failed", record.getMessage())
-        return False
+    def _tell(self, failure: str) -> None:
+        self._channel.send("failed", failure)  # all find it at once, and one says it
 
     def _in_background(self, work: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(work)

@@ -2,6 +2,8 @@
 
 import gc
 import json
+import pickle
+import queue
 import re
 import signal
 import threading
@@ -24,7 +26,9 @@ from tiny_reader import REVERSED, colour_of, metadata, write_artifact, write_ver
 from service.app import create_app
 from service.artifact import ArtifactError
 from service.engine import CUDA, Engine, OnnxEngine
+from service.lifecycle import LOAD_ERRORS
 from service.settings import Settings
+from service.source import Choice
 
 INDEX = "/v2/repository/index"
 LOAD = "/v2/repository/models/tiny/load"
@@ -541,20 +545,19 @@ def test_until_the_first_model_is_loaded_others_wait(root: Path) -> None:
     ],
 )
 def test_a_choice_that_is_not_there_is_one_line_at_the_start(
-    root: Path, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], mention: str
+    root: Path, settings: dict[str, Any], mention: str
 ) -> None:
-    told = threading.Event()
+    told: queue.SimpleQueue[Exception] = queue.SimpleQueue()
     write_version(root, 1, name="other")
     if "model_version" in settings:
         settings = {**settings, "model_name": "tiny"}
-    app = create_app(Settings(model_repository=root, **settings), open_engine, lambda _: told.set())
+    app = create_app(Settings(model_repository=root, **settings), open_engine, told.put)
     with listening(app) as client:
-        assert told.wait(10)
+        error = told.get(timeout=10)
         assert problem_of(client.get("/readyz")) == (503, "not_ready")
-    (record,) = [record for record in caplog.records if record.levelname == "CRITICAL"]
-    assert mention in record.getMessage()
-    assert "\n" not in record.getMessage()
-    assert record.exc_info is None
+    assert isinstance(error, LOAD_ERRORS)
+    assert mention in str(error)
+    assert "\n" not in str(error)
 
 
 # -- the repository API ----------------------------------------------------------------------------------------------
@@ -657,11 +660,11 @@ def test_without_a_repository_there_is_the_one_model(engine: OnnxEngine) -> None
 
 
 def test_other_processes_are_told_what_to_load(root: Path) -> None:
-    told: list[dict[str, Any]] = []
+    told: list[Choice] = []
 
-    async def spread(choice: dict[str, Any]) -> None:
+    async def spread(choice: Choice) -> None:
         told.append(choice)
-        if choice["version"] == "2":
+        if choice.version == "2":
             raise ArtifactError("worker 3: there is no model.onnx")
 
     app = create_app(Settings(model_repository=root, admin_keys="boss"), open_engine, spread=spread)
@@ -672,11 +675,8 @@ def test_other_processes_are_told_what_to_load(root: Path) -> None:
         write_version(root, 2)
         assert refused(load(client)) == (500, "worker 3: there is no model.onnx")
         assert load(client, 9).status_code == 404
-    assert told == [
-        {"name": "tiny", "version": "1", "newest": False},
-        {"name": "tiny", "version": "2", "newest": True},
-    ]
-    assert json.loads(json.dumps(told)) == told
+    assert told == [Choice("tiny", "1", newest=False), Choice("tiny", "2", newest=True)]
+    assert pickle.loads(pickle.dumps(told)) == told
 
 
 # -- admin keys ------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from service.open_inference.schemas import ErrorResponse, IndexRequest, LoadRequ
 from service.repository import NoSuchModelError
 from service.requests import read_body
 from service.settings import Settings
+from service.source import Choice
 from service.validation import first_mistake
 
 # A model's configuration takes some thousand bytes.
@@ -30,7 +31,7 @@ def repository_router(
     settings: Settings,
     lifecycle: Lifecycle,
     access: Access,
-    spread: Callable[[dict[str, Any]], Awaitable[None]] | None,
+    spread: Callable[[Choice], Awaitable[None]] | None,
 ) -> APIRouter:
     """Triton's model repository extension. After a load, `spread` has the other processes load the same."""
     router = APIRouter(
@@ -73,7 +74,8 @@ def repository_router(
     async def load(request: Request, name: str) -> RepositoryVersion:
         parameters = (await body_of(request, LoadRequest)).parameters
         try:
-            choice = await lifecycle.load({"name": name, "version": parameters.config.version})
+            version = parameters.config.version
+            choice = await lifecycle.load(Choice(name, version, newest=version is None))
         except NoSuchModelError as error:
             raise HTTPException(404, str(error)) from error
         except (ArtifactError, ProviderError) as error:
@@ -85,7 +87,7 @@ def repository_router(
                 await spread(choice)
             except Exception as error:
                 raise Internal(str(error)) from error
-        return RepositoryVersion(name=choice["name"], version=choice["version"], state="READY", reason="")
+        return RepositoryVersion(name=choice.name, version=choice.version, state="READY", reason="")
 
     @router.post(
         "/models/{name}/unload", summary="Refused: one model must serve", status_code=400, response_model=ErrorResponse
