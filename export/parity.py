@@ -115,7 +115,9 @@ def set_theta(model: onnx.ModelProto, transformers: Mapping[str, SpatialTransfor
     """
     initializers = {initializer.name: initializer for initializer in model.graph.initializer}
     for name, transformer in transformers.items():
-        numbers = np.array(transformer.transformation.closest_to(theta) * transformer.count, np.float32)
+        # As often as there are thetas: transformers side by side all look there.
+        one = np.array(transformer.transformation.closest_to(theta), np.float32)
+        numbers = np.resize(one, transformer.to_theta.out_features)
         parameters = dict(transformer.to_theta.named_parameters(f"{name}.to_theta"))
         for key, parameter in parameters.items():
             value = np.zeros(tuple(parameter.shape), np.float32) if key.endswith("weight") else numbers

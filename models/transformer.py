@@ -95,7 +95,6 @@ class SpatialTransformer(nn.Module):
         *,
         transformation: Transformation = AFFINE,
         sampling: Sampling = "bilinear",
-        starts: Sequence[Matrix] = (IDENTITY_THETA,),
     ) -> None:
         """
         Args:
@@ -106,7 +105,6 @@ class SpatialTransformer(nn.Module):
             oversampling: samples per target pixel as (rows, columns); by default ceil(source / target).
             transformation: the family of maps to choose from.
             sampling: the kernel.
-            starts: the map that each of its thetas starts closest to; several are for `ParallelTransformers`.
         """
         super().__init__()
         self.localisation = localisation
@@ -117,26 +115,23 @@ class SpatialTransformer(nn.Module):
         )
         self.transformation = transformation
         self.sampling = sampling
-        self.starts = tuple(starts)
-        self.to_theta = nn.Linear(features, self.count * transformation.size)
+        self.to_theta = nn.Linear(features, len(self._first_numbers()))
         self.reset()
         height, width = self._fine_size()
         self.register_buffer("grid", transformation.basis(target_grid(height, width)), persistent=False)
 
-    @property
-    def count(self) -> int:
-        """How many thetas there are for each map."""
-        return len(self.starts)
+    def _first_numbers(self) -> list[float]:
+        """What the last layer of the localisation answers before it has learned anything."""
+        return self.transformation.closest_to(IDENTITY_THETA)
 
     def _fine_size(self) -> tuple[int, int]:
         return self.target_size[0] * self.oversampling[0], self.target_size[1] * self.oversampling[1]
 
     def reset(self) -> None:
         """Make theta what it starts as, for every input."""
-        numbers = [number for start in self.starts for number in self.transformation.closest_to(start)]
         nn.init.zeros_(self.to_theta.weight)
         with torch.no_grad():
-            self.to_theta.bias.copy_(torch.tensor(numbers))
+            self.to_theta.bias.copy_(torch.tensor(self._first_numbers()))
 
     def locate(self, source: Tensor) -> Tensor:
         """Theta for each map: `[N, C, H, W]` -> `[N, *transformation.shape]`, for affine maps `[N, 2, 3]`."""
@@ -178,6 +173,31 @@ class ParallelTransformers(SpatialTransformer):
 
     Nothing in them makes their thetas differ but what they start as: see `tiles`.
     """
+
+    def __init__(
+        self,
+        localisation: nn.Module,
+        features: int,
+        source_size: tuple[int, int],
+        target_size: tuple[int, int],
+        oversampling: tuple[int, int] | None = None,
+        *,
+        starts: Sequence[Matrix],
+        transformation: Transformation = AFFINE,
+    ) -> None:
+        """`starts`: the map that each theta starts closest to. For the others see `SpatialTransformer`."""
+        self.starts = tuple(starts)  # before all else: the last layer's width hangs on it
+        super().__init__(
+            localisation, features, source_size, target_size, oversampling, transformation=transformation
+        )
+
+    @property
+    def count(self) -> int:
+        """How many thetas there are for each map."""
+        return len(self.starts)
+
+    def _first_numbers(self) -> list[float]:
+        return [number for start in self.starts for number in self.transformation.closest_to(start)]
 
     def locate(self, source: Tensor) -> Tensor:
         """The thetas for each map: `[N, C, H, W]` -> `[N, count, *transformation.shape]`."""
