@@ -12,9 +12,8 @@ from torch import nn
 from export.graph import OPSET, trace
 from models.checkpoint import load_reader, weights_sha256
 from models.evaluation.calibration import Calibration
-from models.readers import SLOTS, ReaderSpec
+from models.readers import SLOTS, ReaderSpec, parameter_count, transformer_count
 from models.served import ServedReader, bends
-from models.transformer import SpatialTransformer
 from service.artifact import ArtifactMetadata
 
 
@@ -71,10 +70,10 @@ def describe(reader: nn.Module, spec: ReaderSpec, label: Label, weights_digest: 
         input_height=spec.input_height,
         input_width=spec.input_width,
         slots=SLOTS,
-        transformers=sum(part.count for part in reader.modules() if isinstance(part, SpatialTransformer)),
+        transformers=transformer_count(reader),
         threshold=label.threshold,
         temperature=label.temperature,
-        parameters=sum(parameter.numel() for parameter in reader.parameters()),
+        parameters=parameter_count(reader),
         weights_sha256=weights_digest,
         training=spec.training,
         evaluation=label.evaluation,

@@ -12,7 +12,7 @@ from onnx import TensorProto
 from export.operators import foreign_operators
 from export.parity import BATCHES, THETAS, ParityError, check_parity
 from models.checkpoint import CheckpointError, load_reader, weights_sha256
-from models.readers import CLASSES, SLOTS
+from models.readers import CLASSES, SLOTS, parameter_count
 from models.served import OUTLINES, ServedReader, bends
 from service.artifact import INPUT_NAME, ArtifactError, ArtifactMetadata, parse_metadata
 
@@ -168,8 +168,7 @@ def check_weights(candidate: Candidate) -> str:
         raise VerificationError(f"made from weights {metadata.weights_sha256[:12]}…; {path} is {digest[:12]}…")
     reader, spec = load_reader(path)
     described = (metadata.reader, metadata.input_size, metadata.parameters, metadata.training)
-    parameters = sum(parameter.numel() for parameter in reader.parameters())
-    stated = (spec.reader, (spec.input_height, spec.input_width), parameters, spec.training)
+    stated = (spec.reader, (spec.input_height, spec.input_width), parameter_count(reader), spec.training)
     if described != stated:
         raise VerificationError(
             f"(reader, input size, parameters, training) are {described}; the checkpoint's are {stated}"

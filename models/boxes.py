@@ -36,6 +36,11 @@ def in_a_row(placed: Sequence[Placed]) -> list[Sequence[Placed]]:
     return [placed[k::-1] for k in range(len(placed))]
 
 
+def side_by_side(transformation: Transformation, theta: Tensor) -> list[Sequence[Placed]]:
+    """The ways back to the input from each of K transformers that all look at it: thetas `[N, K, *shape]`."""
+    return [[(transformation, theta[:, k])] for k in range(theta.shape[1])]
+
+
 def input_outlines(ways: Sequence[Sequence[Placed]]) -> Tensor:
     """The closed outline of every box.
 

@@ -187,9 +187,7 @@ class ParallelTransformers(SpatialTransformer):
     ) -> None:
         """`starts`: the map that each theta starts closest to. For the others see `SpatialTransformer`."""
         self.starts = tuple(starts)  # before all else: the last layer's width hangs on it
-        super().__init__(
-            localisation, features, source_size, target_size, oversampling, transformation=transformation
-        )
+        super().__init__(localisation, features, source_size, target_size, oversampling, transformation=transformation)
 
     @property
     def count(self) -> int:

@@ -20,7 +20,7 @@ from models.readers import (
     negative_log_likelihood,
 )
 from models.readers.compact import CompactReader, attended, point_positions
-from models.readers.paper import PaperReader
+from models.readers.paper import FiveSoftmaxes, PaperReader
 from models.served import ServedReader
 from models.training.recipe import load_recipe
 from models.transformations import IDENTITY_THETA
@@ -151,7 +151,7 @@ def test_transformers_are_where_the_paper_puts_them(name: str, size: int) -> Non
 def test_dropout_is_everywhere_but_in_the_first_convolution_and_the_localisation(name: str) -> None:
     reader = build(name, 64)
     assert isinstance(reader, PaperReader)
-    kinds = {nn.Conv2d: "conv", nn.Linear: "fc", nn.Dropout: "drop"}
+    kinds = {nn.Conv2d: "conv", nn.Linear: "fc", FiveSoftmaxes: "fc", nn.Dropout: "drop"}
     parts = [part for part in (*reader.stages.modules(), *reader.head.modules()) if type(part) in kinds]
     assert "-".join(kinds[type(part)] for part in parts) == "conv" + "-conv-drop" * 7 + "-fc-drop" * 3 + "-fc"
     assert {part.p for part in parts if isinstance(part, nn.Dropout)} == {0.5}

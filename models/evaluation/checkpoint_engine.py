@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.checkpoint import load_reader, weights_sha256
+from models.readers import parameter_count, transformer_count
 from models.served import ServedReader
 from service.artifact import ArtifactMetadata
 from service.engine import Outputs, Provider, ProviderError
@@ -30,17 +31,16 @@ class CheckpointEngine:
         self.sha256 = weights_sha256(path)
         self.parallel_batches = 1
         self.provider = f"PyTorch {self._device.type}"
-        blank = np.zeros((1, spec.input_height, spec.input_width, 3), np.uint8)
         self.metadata = ArtifactMetadata(
             name=path.stem,
             version="unexported",
             reader=spec.reader,
             input_height=spec.input_height,
             input_width=spec.input_width,
-            transformers=self.infer(blank).theta.shape[1],
+            transformers=transformer_count(reader),
             threshold=0.0,
             temperature=1.0,
-            parameters=sum(parameter.numel() for parameter in reader.parameters()),
+            parameters=parameter_count(reader),
             weights_sha256=self.sha256,
             training=spec.training,
             evaluation={},

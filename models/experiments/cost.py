@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.readers import parameter_count
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -23,4 +25,4 @@ class Cost:
         with FlopCounterMode(display=False) as counter:
             network.eval()(torch.zeros(1, *shape, device=next(network.parameters()).device))
         # It counts a multiplication and the addition after it as two.
-        return cls(sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops() // 2)
+        return cls(parameter_count(network), counter.get_total_flops() // 2)

@@ -10,8 +10,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.boxes import input_outlines
+from models.boxes import input_outlines, side_by_side
 from models.experiments.digits import SIDE
+from models.readers import parameter_count
 from models.readers.compact import POINTS, attended, point_positions
 from models.readers.paper import Localisation
 from models.thin_plate import ThinPlateSpline
@@ -153,8 +154,7 @@ class DigitNetwork(nn.Module):
         if self.transformers is None:
             return self.classifier(images), images.new_zeros(len(images), 0, 4, 2)
         windows, theta = self.transformers(images)
-        family = self.transformers.transformation
-        outlines = input_outlines([[(family, theta[:, index])] for index in range(self.transformers.count)])
+        outlines = input_outlines(side_by_side(self.transformers.transformation, theta))
         return self.classifier(windows.flatten(1, 2)), outlines
 
 
@@ -163,7 +163,7 @@ def fitted(build: Callable[[int], Network], parameters: int) -> Network:
     width, step = 4, 256
     while step:
         with torch.device("meta"):
-            count = sum(parameter.numel() for parameter in build(width + step).parameters())
+            count = parameter_count(build(width + step))
         if count <= parameters:
             width += step
         else:

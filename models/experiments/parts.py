@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 
-from models.boxes import input_outlines
+from models.boxes import input_outlines, side_by_side
 from models.experiments.bird_tasks import Task, drawn_birds, photographed_birds
 from models.experiments.birds import PLUMAGES
 from models.experiments.cost import Cost
@@ -214,8 +214,7 @@ def _examples(seen: Seen, task: Task, count: int) -> list[tuple[NDArray[np.float
         middles = seen.middles[index : index + 1]
         outlines = np.zeros((0, 4, 2), np.float32)
         if count:
-            family = Translation(task.window)
-            outlines = input_outlines([[(family, middles[:, k])] for k in range(count)])[0].numpy()
+            outlines = input_outlines(side_by_side(Translation(task.window), middles))[0].numpy()
         examples.append((image, outlines))
     return examples
 

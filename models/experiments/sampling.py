@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Generator, Tensor, nn
 
-from models.boxes import input_outlines
+from models.boxes import input_boxes
 from models.experiments.cost import Cost
 from models.experiments.digits import Digits, load_digits
 from models.experiments.distortions import RTS_SIDE, rotate_translate_scale
@@ -16,7 +16,7 @@ from models.experiments.experiment import Cells, Experiment, Result, Settings, T
 from models.experiments.networks import convolutional_localisation
 from models.experiments.report import Example, examples, gallery
 from models.experiments.training import DEFAULT_TRAINING, Budget, answers, built, held_out, train
-from models.transformations import AFFINE, CORNERS, constant
+from models.transformations import CORNERS, constant
 from models.transformer import Sampling, SpatialTransformer
 
 BUDGET = Budget(steps=2_000)
@@ -57,7 +57,7 @@ class SmallDigits(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         window, theta = self.transformer(images)
-        return self.classifier(window), input_outlines([[(AFFINE, theta)]])
+        return self.classifier(window), input_boxes(theta.unsqueeze(1))
 
 
 def draw(digits: Digits, index: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from models.boxes import input_outlines
+from models.boxes import input_outlines, side_by_side
 from models.experiments.cost import Cost
 from models.experiments.digits import SIDE, Digits, load_digits
 from models.experiments.distortions import rotate
@@ -73,7 +73,7 @@ class Stack(nn.Module):
                 x = convolution(x)
         if not wholes:
             return self.classifier(x), images.new_zeros(len(images), 0, 4, 2)
-        return self.classifier(x), input_outlines([[(AFFINE, whole)] for whole in wholes])
+        return self.classifier(x), input_outlines(side_by_side(AFFINE, torch.stack(wholes, dim=1)))
 
 
 def compose(outer: Tensor, inner: Tensor) -> Tensor:

@@ -10,7 +10,14 @@ from typing import Any
 from torch import nn
 
 from models.readers import compact, maxout, paper, parallel, shared
-from models.readers.base import CLASSES, SLOTS, ReaderOutput, negative_log_likelihood
+from models.readers.base import (
+    CLASSES,
+    SLOTS,
+    ReaderOutput,
+    negative_log_likelihood,
+    parameter_count,
+    transformer_count,
+)
 
 __all__ = [
     "CLASSES",
@@ -21,6 +28,8 @@ __all__ = [
     "ReaderSpec",
     "build_reader",
     "negative_log_likelihood",
+    "parameter_count",
+    "transformer_count",
 ]
 
 READERS: dict[str, Callable[[int, int], nn.Module]] = {

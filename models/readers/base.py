@@ -1,10 +1,12 @@
-"""What every reader answers, and how it is scored."""
+"""What every reader answers, how it is scored, and what it is made of."""
 
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.transformer import ParallelTransformers, SpatialTransformer
 
 SLOTS = 5
 """Softmaxes of a reader: one for each digit of a number of at most five."""
@@ -31,6 +33,23 @@ class ReaderOutput:
     logits: Tensor
     theta: Tensor
     outlines: Tensor | None = None
+
+
+def no_theta(images: Tensor) -> Tensor:
+    """The theta of a reader without transformers, for its input `[N, 3, H, W]`: `[N, 0, 2, 3]`."""
+    # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
+    return images[:, :0, :2, :3]
+
+
+def parameter_count(network: nn.Module) -> int:
+    """How many numbers of a network are trained."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def transformer_count(network: nn.Module) -> int:
+    """How many transformers look for each input: the K of its theta."""
+    transformers = [part for part in network.modules() if isinstance(part, SpatialTransformer)]
+    return sum(part.count if isinstance(part, ParallelTransformers) else 1 for part in transformers)
 
 
 def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.readers.base import CLASSES, SLOTS, ReaderOutput
+from models.readers.base import CLASSES, SLOTS, ReaderOutput, no_theta
 from models.transformer import SpatialTransformer, full_precision, target_grid
 
 # Hyper-parameters. The window is twice as wide as high, as most house numbers are once their
@@ -224,8 +224,7 @@ class CompactReader(nn.Module):
     def forward(self, images: Tensor) -> ReaderOutput:
         pixels = self.normalised(images)
         if self.transformer is None:
-            # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
-            window, theta = self.whole(pixels), images[:, :0, :2, :3]
+            window, theta = self.whole(pixels), no_theta(images)
         else:
             window, theta = self.transformer(pixels)
             theta = theta.unsqueeze(1)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.readers.base import CLASSES, SLOTS, ReaderOutput
-from models.readers.paper import centred, square
+from models.readers.base import CLASSES, SLOTS, ReaderOutput, no_theta
+from models.readers.paper import FiveSoftmaxes, centred, square
 
 UNITS = (48, 64, 128, 160, 192, 192, 192, 192)
 FILTERS = 3
@@ -128,16 +128,6 @@ class LengthAndDigits(nn.Module):
         return probabilities.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-class FiveSoftmaxes(nn.Linear):
-    """The head of the STN paper: logits `[N, 5, 11]`."""
-
-    def __init__(self, features: int) -> None:
-        super().__init__(features, SLOTS * CLASSES)
-
-    def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features).reshape(-1, SLOTS, CLASSES)
-
-
 class MaxoutReader(nn.Module):
     """Takes float `[N, 3, size, size]` in [0, 1]."""
 
@@ -164,9 +154,7 @@ class MaxoutReader(nn.Module):
         self.head = LengthAndDigits(features) if tells_length else FiveSoftmaxes(features)
 
     def forward(self, images: Tensor) -> ReaderOutput:
-        logits = self.head(self.trunk(centred(images)))
-        # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
-        return ReaderOutput(logits, images[:, :0, :2, :3])
+        return ReaderOutput(self.head(self.trunk(centred(images))), no_theta(images))
 
 
 def _rectified(channels: int, units: int) -> list[nn.Module]:
@@ -184,5 +172,5 @@ def maxout_cnn_slots(height: int, width: int) -> MaxoutReader:
 
 
 def _side(height: int, width: int) -> int:
-    # Less a single pixel's mean, which it is itself, a map of one pixel would be nothing.
+    # At 16 the last maps would be single pixels, and normalisation would subtract each from itself.
     return square(height, width, 32)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from models.boxes import Placed, affine_thetas, in_a_row, input_outlines
-from models.readers.base import CLASSES, SLOTS, ReaderOutput
+from models.readers.base import CLASSES, SLOTS, ReaderOutput, no_theta
 from models.transformations import AFFINE, Transformation
 from models.transformer import Sampling, SpatialTransformer
 
@@ -82,13 +82,23 @@ def stage(index: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class FiveSoftmaxes(nn.Linear):
+    """`[N, features]` -> the logits of all slots, `[N, 5, 11]`."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features, SLOTS * CLASSES)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).reshape(-1, SLOTS, CLASSES)
+
+
 def head(features: int) -> nn.Sequential:
-    """The fully connected layers: any map of so many numbers -> the logits of all slots, `[N, 55]`."""
+    """The fully connected layers: any map of so many numbers -> the logits of all slots, `[N, 5, 11]`."""
     layers: list[nn.Module] = [nn.Flatten()]
     for width in FULLY_CONNECTED:
         layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(DROPOUT)]
         features = width
-    return nn.Sequential(*layers, nn.Linear(features, SLOTS * CLASSES))
+    return nn.Sequential(*layers, FiveSoftmaxes(features))
 
 
 def centred(images: Tensor) -> Tensor:
@@ -131,10 +141,9 @@ class PaperReader(nn.Module):
                 x, theta = self.transformers[index](x)
                 placed.append((self.transformation, theta))
             x = stage(x)
-        logits = self.head(x).reshape(-1, SLOTS, CLASSES)
+        logits = self.head(x)
         if not placed:
-            # Sliced, not made: `new_zeros` would ask for the batch size, which exports to shape operators.
-            return ReaderOutput(logits, images[:, :0, :2, :3])
+            return ReaderOutput(logits, no_theta(images))
         return ReaderOutput(logits, affine_thetas(placed), input_outlines(in_a_row(placed)))
 
 

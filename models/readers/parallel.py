@@ -8,8 +8,8 @@ different things.
 import torch
 from torch import Tensor, nn
 
-from models.boxes import input_outlines
-from models.readers.base import CLASSES, SLOTS, ReaderOutput
+from models.boxes import input_outlines, side_by_side
+from models.readers.base import ReaderOutput
 from models.readers.paper import CONVOLUTIONS, centred, convolutional_localisation, forms, head, square, stage
 from models.transformer import ParallelTransformers, tiles
 
@@ -36,9 +36,8 @@ class ParallelReader(nn.Module):
     def forward(self, images: Tensor) -> ReaderOutput:
         windows, theta = self.transformers(centred(images))
         features = [trunk(windows[:, index]).flatten(1) for index, trunk in enumerate(self.trunks)]
-        logits = self.head(torch.cat(features, dim=1)).reshape(-1, SLOTS, CLASSES)
-        family = self.transformers.transformation
-        outlines = input_outlines([[(family, theta[:, index])] for index in range(self.transformers.count)])
+        logits = self.head(torch.cat(features, dim=1))
+        outlines = input_outlines(side_by_side(self.transformers.transformation, theta))
         return ReaderOutput(logits, theta, outlines)
 
 

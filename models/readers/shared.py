@@ -11,7 +11,7 @@ network on their map, and as the transformer shows it.
 
 from torch import Tensor, nn
 
-from models.readers.base import CLASSES, SLOTS, ReaderOutput
+from models.readers.base import ReaderOutput
 from models.readers.paper import CONVOLUTIONS, centred, connected_localisation, forms, head, square, stage
 from models.transformer import SpatialTransformer
 
@@ -25,7 +25,7 @@ class SharedReader(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         network, features = connected_localisation(*forms(size)[SHARED])
-        # At its slow rate learns what is not shared; the stages learn as the classifier does, from both of their uses.
+        # The transformer alone learns at the slow rate: the shared stages are outside of it, and learn from both uses.
         self.transformer = SpatialTransformer(network, features, (size, size))
         self.shared = nn.Sequential(*(stage(index) for index in range(SHARED)))
         self.rest = nn.Sequential(*(stage(index) for index in range(SHARED, len(CONVOLUTIONS))))
@@ -36,8 +36,7 @@ class SharedReader(nn.Module):
         pixels = centred(images)
         theta = self.transformer.locate(self.shared(pixels))
         window = self.transformer.sample(pixels, theta)
-        logits = self.head(self.rest(self.shared(window))).reshape(-1, SLOTS, CLASSES)
-        return ReaderOutput(logits, theta.unsqueeze(1))
+        return ReaderOutput(self.head(self.rest(self.shared(window))), theta.unsqueeze(1))
 
 
 def shared(height: int, width: int) -> SharedReader:
