@@ -10,7 +10,6 @@ from functools import partial
 
 from torch import Generator, Tensor
 
-from models.experiments.cost import Cost
 from models.experiments.digits import Digits, load_digits
 from models.experiments.distortions import DISTORTIONS, Distortion
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table, ratios
@@ -26,7 +25,7 @@ from models.experiments.networks import (
     point_localisation,
 )
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, Budget, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, Budget, answers, held_out, trained
 from models.readers.paper import Localisation
 from models.transformations import IDENTITY_THETA, Matrix
 
@@ -133,10 +132,8 @@ def run(settings: Settings) -> Result:
         default = DEFAULTS[distorted]
         for name in names:
             build = partial(MODELS[name].network, distortion, parameters, None if settings.full else default)
-            network = built(build, settings)
-            cost = Cost.of(network, 1, distortion.side, distortion.side)
-            losses[name][distorted] = train(
-                network, split.training, draw, settings, default.budget, f"{distorted}, {name}"
+            network, cost, losses[name][distorted] = trained(
+                build, images.shape[1:], split.training, draw, settings, default.budget, f"{distorted}, {name}"
             )
             answered = answers(network, images, labels)
             errors[name][distorted] = answered.wrong

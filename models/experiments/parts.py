@@ -6,6 +6,7 @@ networks multiply about as often, so that more windows mean narrower streams. On
 alike, as in the paper.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler
 
 from models.boxes import input_outlines, side_by_side
@@ -22,8 +22,9 @@ from models.experiments.birds import PLUMAGES
 from models.experiments.cost import Cost
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table, best_device, correlation
 from models.experiments.report import gallery
+from models.experiments.training import answer, learn
 from models.readers.compact import LOCALISATION_FEATURES, POINTS, PointLocalisation, convolution
-from models.training.optimiser import build_optimiser, learning_rate_factor, set_learning_rate
+from models.readers.paper import centred
 from models.transformations import Translation
 from models.transformer import ParallelTransformers, tiles
 
@@ -68,11 +69,11 @@ class PartsNetwork(nn.Module):
         self.classify = nn.Linear(max(1, count) * widths[-1], task.classes)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        centred = images - images.mean(dim=(1, 2, 3), keepdim=True)
+        pixels = centred(images)
         if self.transformers is None:
-            windows, middles = self.whole(centred).unsqueeze(1), images.new_zeros(len(images), 0, 2)
+            windows, middles = self.whole(pixels).unsqueeze(1), images.new_zeros(len(images), 0, 2)
         else:
-            windows, middles = self.transformers(centred)
+            windows, middles = self.transformers(pixels)
         seen = [stream(windows[:, index]) for index, stream in enumerate(self.streams)]
         return self.classify(torch.cat(seen, dim=1)), middles
 
@@ -119,24 +120,20 @@ def run(settings: Settings) -> Result:
 
 def fit(network: PartsNetwork, task: Task, settings: Settings, name: str) -> None:
     """Train on the task, drawing everything from the seed; a progress bar says `name`."""
-    device = next(network.parameters()).device
-    optimiser = build_optimiser(network, task.optimiser)
     schedule = task.schedule
     order = torch.Generator().manual_seed(settings.seed)
     count = schedule.steps * schedule.batch_size
     sampler = RandomSampler(task.training, num_samples=count, generator=order)  # type: ignore[arg-type]
-    batches = DataLoader(task.training, schedule.batch_size, sampler=sampler, num_workers=task.workers, generator=order)
-    network.train()
-    for step, (images, labels, _) in zip(settings.track(schedule.steps, name), batches, strict=True):
-        set_learning_rate(optimiser, task.optimiser.learning_rate * learning_rate_factor(step, schedule))
-        if task.mirrored:
-            mirrored = torch.rand(len(images), generator=order) < 0.5
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        logits, _ = network(images.to(device).float() / 255)
-        loss = F.cross_entropy(logits, labels.to(device))
-        optimiser.zero_grad()
-        torch.autograd.backward(loss)
-        optimiser.step()
+    loader = DataLoader(task.training, schedule.batch_size, sampler=sampler, num_workers=task.workers, generator=order)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for images, labels, _ in loader:
+            if task.mirrored:
+                mirrored = torch.rand(len(images), generator=order) < 0.5
+                images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+            yield images.float() / 255, labels
+
+    learn(network, batches(), task.optimiser, schedule, settings, name)
 
 
 @dataclass(frozen=True)
@@ -145,27 +142,22 @@ class Seen:
 
     Attributes:
         read: the classes that it says, `[N]`.
-        labels: the true ones.
         middles: of its windows, `[N, K, 2]`, normalised (x, y).
+        labels: the true classes.
         parts: the middles of the true parts, `[N, 2, 2]`.
     """
 
     read: Tensor
-    labels: Tensor
     middles: Tensor
+    labels: Tensor
     parts: Tensor
 
 
 def look(network: PartsNetwork, task: Task) -> Seen:
     """All test images, in their order."""
-    device = next(network.parameters()).device
-    network.eval()
-    rows = []
-    with torch.inference_mode():
-        for images, labels, parts in DataLoader(task.test, 2 * task.schedule.batch_size, num_workers=task.workers):
-            logits, middles = network(images.to(device).float() / 255)
-            rows.append((logits.argmax(dim=1).cpu(), labels, middles.cpu(), parts))
-    return Seen(*(torch.cat(column) for column in zip(*rows, strict=True)))
+    loader = DataLoader(task.test, 2 * task.schedule.batch_size, num_workers=task.workers)
+    batches = ((*answer(network, images.float() / 255), labels, parts) for images, labels, parts in loader)
+    return Seen(*(torch.cat(column) for column in zip(*batches, strict=True)))
 
 
 def overlap(middles: Tensor, window: float) -> float:
@@ -248,5 +240,4 @@ EXPERIMENT = Experiment(
         "overlap: the share of a window that another covers too. moves with: the correlation of the window's place with"
         " the part's.",
     ),
-    options=("data",),
 )

@@ -9,13 +9,12 @@ from functools import partial
 from torch import Generator, Tensor, nn
 
 from models.boxes import input_boxes
-from models.experiments.cost import Cost
 from models.experiments.digits import Digits, load_digits
 from models.experiments.distortions import RTS_SIDE, rotate_translate_scale
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table
 from models.experiments.networks import convolutional_localisation
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, Budget, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, Budget, answers, held_out, trained
 from models.transformations import CORNERS, constant
 from models.transformer import Sampling, SpatialTransformer
 
@@ -83,9 +82,8 @@ def run(settings: Settings) -> Result:
         for name, samples in SAMPLES.items():
             row = f"{kernel}, {name}"
             filters = FULL_FILTERS if settings.full else FILTERS
-            network = built(partial(SmallDigits, kernel, samples, filters), settings)
-            cost = Cost.of(network, 1, RTS_SIDE, RTS_SIDE)
-            losses[row] = train(network, split.training, draw, settings, BUDGET, row)
+            build = partial(SmallDigits, kernel, samples, filters)
+            network, cost, losses[row] = trained(build, images.shape[1:], split.training, draw, settings, BUDGET, row)
             answered = answers(network, images, labels)
             (network.transformer.sampling,) = (other for other in KERNELS if other != kernel)
             figures[row] = {

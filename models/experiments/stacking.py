@@ -10,13 +10,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from models.boxes import input_outlines, side_by_side
-from models.experiments.cost import Cost
 from models.experiments.digits import SIDE, Digits, load_digits
 from models.experiments.distortions import rotate
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table
 from models.experiments.networks import cnn, convolutional_localisation
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, Budget, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, Budget, answers, held_out, trained
 from models.transformations import AFFINE
 from models.transformer import SpatialTransformer
 
@@ -96,9 +95,8 @@ def run(settings: Settings) -> Result:
     losses: dict[str, float] = {}
     shown: dict[str, list[Example]] = {}
     for kind in MODELS:
-        network = built(partial(Stack, kind, FULL_FILTERS if settings.full else FILTERS), settings)
-        cost = Cost.of(network, 1, SIDE, SIDE)
-        losses[kind] = train(network, split.training, draw, settings, BUDGET, kind)
+        build = partial(Stack, kind, FULL_FILTERS if settings.full else FILTERS)
+        network, cost, losses[kind] = trained(build, images.shape[1:], split.training, draw, settings, BUDGET, kind)
         answered = answers(network, images, labels)
         figures[kind] = {"error": answered.wrong}
         if kind != NONE:

@@ -1,12 +1,13 @@
-"""Training the digit networks, and looking at what they then say and where they look."""
+"""Training networks, those of digits above all, and looking at what they then say and where they look."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from models.experiments.cost import Cost
 from models.experiments.digits import Digits
 from models.experiments.experiment import Settings, best_device
 from models.experiments.networks import Network, normalise
@@ -70,26 +71,58 @@ def plan(settings: Settings, budget: Budget) -> tuple[OptimiserTable, ScheduleTa
     )
 
 
-def train(
-    network: nn.Module, digits: Digits, draw: Draw, settings: Settings, budget: Budget, description: str
-) -> float:
-    """Train a network that answers (logits `[N, ..., C]`, ...) for targets `[N, ...]`.
+def trained(
+    build: Callable[[], Network],
+    shape: Sequence[int],
+    digits: Digits,
+    draw: Draw,
+    settings: Settings,
+    budget: Budget,
+    title: str,
+) -> tuple[Network, Cost, float]:
+    """A network as `built` makes it and `train` trains it, what it costs for one image `[C, H, W]` of that shape, and
+    its last loss."""
+    network = built(build, settings)
+    cost = Cost.of(network, *shape)
+    return network, cost, train(network, digits, draw, settings, budget, title)
+
+
+def train(network: nn.Module, digits: Digits, draw: Draw, settings: Settings, budget: Budget, title: str) -> float:
+    """Train a network on digits; the rest is as in `learn`.
 
     Which digits come when, and how distorted, follows from the seed alone: every network of a comparison sees the same.
+    """
+    optimiser, schedule = plan(settings, budget)
+    generator = torch.Generator().manual_seed(settings.seed)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(schedule.steps):
+            index = torch.randint(len(digits), (schedule.batch_size,), generator=generator)
+            yield draw(digits, index, generator)
+
+    return learn(network, batches(), optimiser, schedule, settings, title)
+
+
+def learn(
+    network: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    optimiser_table: OptimiserTable,
+    schedule: ScheduleTable,
+    settings: Settings,
+    title: str,
+) -> float:
+    """Train a network that answers (logits `[N, ..., C]`, ...) on a batch of float images and targets `[N, ...]` for
+    each step; `title` is the progress bar's.
 
     Returns:
         The mean loss over the last tenth of the steps.
     """
-    optimiser_table, schedule = plan(settings, budget)
     optimiser = build_optimiser(network, optimiser_table)
-    generator = torch.Generator().manual_seed(settings.seed)
     device = next(network.parameters()).device
     network.train()
     losses = []
-    for step in settings.track(schedule.steps, description):
+    for step, (images, targets) in zip(settings.track(schedule.steps, title), batches, strict=True):
         set_learning_rate(optimiser, optimiser_table.learning_rate * learning_rate_factor(step, schedule))
-        index = torch.randint(len(digits), (schedule.batch_size,), generator=generator)
-        images, targets = draw(digits, index, generator)
         logits, *_ = network(images.to(device))
         loss = F.cross_entropy(logits.flatten(0, -2), targets.to(device).flatten())
         optimiser.zero_grad()
@@ -122,13 +155,17 @@ class Answers:
 
 def answers(network: nn.Module, images: Tensor, targets: Tensor) -> Answers:
     """What a network says to images `[N, ...]` whose right answers are `[N, ...]`."""
-    device = next(network.parameters()).device
-    network.eval()
-    with torch.inference_mode():
-        said = [network(batch.to(device)) for batch in torch.split(images, TEST_BATCH)]
-    right = torch.cat([logits.argmax(dim=-1) for logits, *_ in said]).cpu() == targets
+    said, outlines = zip(*(answer(network, batch) for batch in torch.split(images, TEST_BATCH)), strict=True)
+    right = torch.cat(said) == targets
     wrong = 100 * float((~right.reshape(len(targets), -1).all(dim=1)).float().mean())
-    return Answers(wrong, torch.cat([outlines for _, outlines, *_ in said]).cpu())
+    return Answers(wrong, torch.cat(outlines))
+
+
+@torch.inference_mode()
+def answer(network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a network says to a batch of float images, `[N, ...]`, and where it looked, on the CPU."""
+    logits, looked_at = network.eval()(images.to(next(network.parameters()).device))
+    return logits.argmax(dim=-1).cpu(), looked_at.cpu()
 
 
 def built(build: Callable[[], Network], settings: Settings) -> Network:

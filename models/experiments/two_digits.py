@@ -11,7 +11,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from models.evaluation.box_coverage import covered_share
-from models.experiments.cost import Cost
 from models.experiments.digits import Digits, load_digits
 from models.experiments.distortions import RTS_SIDE, anywhere, placed, uniform, warp
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table, correlation, ratios
@@ -24,7 +23,7 @@ from models.experiments.networks import (
     point_localisation,
 )
 from models.experiments.report import Example, examples, gallery
-from models.experiments.training import DEFAULT_TRAINING, TEST_SEED, Budget, answers, built, held_out, train
+from models.experiments.training import DEFAULT_TRAINING, TEST_SEED, Budget, answers, held_out, trained
 from models.readers.paper import Localisation
 from models.transformations import IDENTITY_THETA, Matrix, Similarity
 from models.transformer import tiles
@@ -138,19 +137,19 @@ def run(settings: Settings) -> Result:
     shown: dict[str, list[Example]] = {}
     for column in columns:
         place, task = column.split(", ")
-        images, targets = held_out(split.test, partial(draw, place, task))
+        drawn = partial(draw, place, task)
+        images, targets = held_out(split.test, drawn)
         measured = torch.arange(min(MEASURED, len(split.test)))
         measured_images, labels, centres = pairs(
             place, split.test, measured, torch.Generator().manual_seed(TEST_SEED + 1)
         )
         for name, family in MODELS.items():
-            network = built(partial(two_digit_network, place, task, family, parameters, localisation), settings)
-            cost = Cost.of(network, *images.shape[1:])
+            build = partial(two_digit_network, place, task, family, parameters, localisation)
+            network, cost, losses[name][column] = trained(
+                build, images.shape[1:], split.training, drawn, settings, BUDGET, f"{column}, {name}"
+            )
             costs[name][f"1000 parameters, {column}"] = cost.parameters / 1e3
             costs[name][f"million multiplications, {column}"] = cost.multiplications / 1e6
-            losses[name][column] = train(
-                network, split.training, partial(draw, place, task), settings, BUDGET, f"{column}, {name}"
-            )
             errors[name][column] = answers(network, images, targets).wrong
             if family:
                 outlines = answers(network, measured_images, labels.sum(1) if task == "added" else labels).outlines
