@@ -24,11 +24,10 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
 
-from models.data.sample import MAX_PIXELS, Sample, number_region, tight_box
+from models.data.sample import Sample, number_region, open_photo, tight_box
 from models.data.shards import count_rows, read_shards
 from service.errors import ServiceError
 from service.geometry import Region
-from service.imaging import Photo
 from service.validation import first_mistake
 
 LABELS = "labels.jsonl"
@@ -99,7 +98,7 @@ def _sample(directory: Path, row: _Row) -> Sample:
 
 def _region(rough: Region, image: bytes) -> Region | None:
     try:
-        photo = Photo.open(image, max_pixels=MAX_PIXELS)
+        photo = open_photo(image)
     except ServiceError:
         return None  # whoever decodes the photograph meets the same error, and reports it
     return number_region(rough, photo.width, photo.height)

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw
 
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from service.errors import ServiceError
-from service.imaging import Photo
 
 _CAPTION = 13
 
@@ -37,8 +36,8 @@ def contact_sheet(samples: Sequence[Sample], columns: int = 12, cell: int = 96) 
 
 
 def _shown(sample: Sample, cell: int) -> Image.Image:
-    photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-    region = photo.whole if sample.region is None else photo.check_region(sample.region)
+    photo, region = sample.open()
+    region = photo.check_region(region)
     scale = min(cell / region.width, cell / region.height)
     size = (max(1, round(region.width * scale)), max(1, round(region.height * scale)))
     box = (region.x, region.y, region.right, region.bottom)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from service.geometry import Region
+from service.imaging import Photo
 
 MAX_PIXELS = 100_000_000
 """Photographs of more pixels are not decoded in preparation, training and evaluation."""
@@ -37,6 +38,19 @@ class Sample:
     source: str
     collection: str
     number_box: Region | None = None
+
+    def open(self) -> tuple[Photo, Region]:
+        """The photograph, and the region to look at in it, which the labels give and nobody has checked yet.
+
+        Raises ServiceError as `Photo.open` does.
+        """
+        photo = open_photo(self.image)
+        return photo, self.region or photo.whole
+
+
+def open_photo(image: bytes) -> Photo:
+    """`Photo.open` with the limit of preparation, training and evaluation."""
+    return Photo.open(image, max_pixels=MAX_PIXELS)
 
 
 def tight_box(boxes: Iterable[tuple[float, float, float, float]]) -> Region:

@@ -24,10 +24,9 @@ from typing import Any
 
 from models.data import shards
 from models.data.digit_struct import DigitBox, DigitStruct, LabelError, SvhnError
-from models.data.sample import MAX_DIGITS, MAX_PIXELS, Sample, number_region, tight_box
+from models.data.sample import MAX_DIGITS, Sample, number_region, open_photo, tight_box
 from models.data.svhn_source import MissingPhotoError, Photograph, open_source, sha256
 from service.errors import ServiceError
-from service.imaging import Photo
 
 SPLITS = ("train", "test", "extra")
 ENTRIES_PER_SHARD = 2048
@@ -149,7 +148,7 @@ def _prepare_block(
 
 
 def _sample(image: bytes, digits: list[DigitBox], number: str, source: str, collection: str) -> Sample:
-    photo = Photo.open(image, max_pixels=MAX_PIXELS)
+    photo = open_photo(image)
     number_box = tight_box((digit.left, digit.top, digit.width, digit.height) for digit in digits)
     region = number_region(number_box, photo.width, photo.height)
     if region.width <= 0 or region.height <= 0:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from models.data.shards import chunks
 from models.evaluation.box_coverage import covered_share
 from models.evaluation.report import Outcome, Report
 from models.readers import SIDE_BY_SIDE
 from service.errors import ServiceError
-from service.imaging import Photo, View
+from service.imaging import View
 from service.reader import Reader, Reading
 
 
@@ -59,8 +59,8 @@ def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading, *, s
 
 def _view(sample: Sample, size: tuple[int, int]) -> View | ServiceError:
     try:
-        photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-        (view,) = photo.views([photo.whole if sample.region is None else sample.region], size)
+        photo, region = sample.open()
+        (view,) = photo.views([region], size)
     except ServiceError as error:
         return error
     return view

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 
 from PIL import Image, ImageDraw
 
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from models.evaluation.report import Outcome
 from service.drawing import draw
 from service.geometry import Region
-from service.imaging import Photo, view
+from service.imaging import view
 from service.reader import Reader
 
 MOST_FAILURES = 120
@@ -74,8 +74,8 @@ def picture(reader: Reader, sample: Sample) -> Image.Image:
 
     The sample is read once more, since boxes are not kept. Raises ServiceError where it cannot be.
     """
-    photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-    (seen,) = photo.views([photo.whole if sample.region is None else sample.region], reader.metadata.input_size)
+    photo, asked = sample.open()
+    (seen,) = photo.views([asked], reader.metadata.input_size)
     (reading,) = reader.read([seen])
 
     frame = seen.region.enlarged(SURROUNDINGS)

@@ -12,13 +12,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
 from models.data.cub import Bird, CubError, load_cub
-from models.data.sample import MAX_PIXELS
+from models.data.sample import open_photo
 from models.experiments.birds import CLASSES, SIDE, draw_bird
 from models.experiments.experiment import ExperimentError, Settings
 from models.training.recipe import OptimiserTable, ScheduleTable
 from service.cpus import usable_cpus
 from service.errors import ServiceError
-from service.imaging import Photo
 
 DRAWN_STEPS = (1_200, 30_000)
 """By default and with `--full`."""
@@ -159,7 +158,7 @@ class Photographs(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         bird = self.birds[index]
         try:
-            photo = Photo.open(bird.image.read_bytes(), max_pixels=MAX_PIXELS)
+            photo = open_photo(bird.image.read_bytes())
             view = photo.views([photo.whole], (CUB_SIDE, CUB_SIDE))[0].pixels
         except ServiceError as error:
             raise ExperimentError(f"{bird.image}: {error}") from error

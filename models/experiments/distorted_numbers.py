@@ -12,11 +12,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from models.data.warp import Pixels, rotation, warped
 from service.errors import ServiceError
 from service.geometry import Region
-from service.imaging import Photo
 
 DISTORTIONS: dict[str, tuple[float, ...]] = {
     "rotation": tuple(range(-90, 91, 15)),
@@ -132,8 +131,8 @@ def _region_and_surroundings(sample: Sample) -> tuple[Pixels, Region]:
 
     Raises ServiceError where it cannot be decoded, or the region is no part of it.
     """
-    photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-    region = photo.whole if sample.region is None else photo.check_region(sample.region)
+    photo, region = sample.open()
+    region = photo.check_region(region)
     rgb = photo.rgb()
     scale = min(1.0, MOST_PX / max(region.width, region.height))
     size = max(1, round(photo.width * scale)), max(1, round(photo.height * scale))

@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from models.data.sample import MAX_PIXELS, Sample, number_region
+from models.data.sample import Sample, number_region
 from models.data.synthetic.render import generate
 from models.evaluation.options import open_data
 from models.experiments.experiment import Settings
 from service.cpus import usable_cpus
 from service.errors import ServiceError
-from service.imaging import Photo
 
 FEW = 256
 """So many are drawn sooner than a second process starts."""
@@ -36,10 +35,9 @@ def framed(sample: Sample, *, loosely: bool) -> Sample:
     width and height of that. Both end where the photograph does. What cannot be decoded stays as it is.
     """
     try:
-        photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
+        photo, region = sample.open()
     except ServiceError:
         return sample
-    region = sample.region or photo.whole
     if sample.number_box is not None:
         region = number_region(sample.number_box, photo.width, photo.height)
     if loosely:

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from models.evaluation.engines import load_engine
 from models.evaluation.evaluate import evaluate_reader
 from models.experiments.distorted_numbers import DISTORTIONS, distorted
@@ -28,7 +28,6 @@ from models.experiments.house_numbers import framed, photographs, synthetic_numb
 from models.experiments.report import gallery
 from service.engine import Engine
 from service.errors import ServiceError
-from service.imaging import Photo
 from service.reader import Reader
 from service.settings import DEFAULT_MODEL
 
@@ -139,8 +138,8 @@ def _boxes(reader: Reader, samples: Sequence[Sample], seed: int) -> Figure:
     for sample in distorted(samples, seed):
         if sample.collection in rows:
             try:
-                photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
-                pixels = photo.views([photo.whole], reader.metadata.input_size)[0].pixels
+                photo, region = sample.open()
+                pixels = photo.views([region], reader.metadata.input_size)[0].pixels
             except ServiceError:
                 continue
             boxes = reader.infer(pixels[None]).boxes[0]

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from export.artifact import Label, build_artifact
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from models.data.shards import ShardError, read_shards
 from models.evaluation.evaluate import evaluate_reader
 from models.evaluation.timing import milliseconds_per_image
@@ -30,7 +30,6 @@ from models.training.dataset import DataError, hold_out
 from models.training.recipe import DataTable, OptimiserTable, ReaderTable, Recipe, RunTable, ScheduleTable, load_recipe
 from service.cpus import usable_cpus
 from service.engine import Engine, OnnxEngine
-from service.imaging import Photo
 from service.reader import Reader
 
 FRAMINGS = {"tight": 64, "loose": 128}
@@ -162,12 +161,8 @@ def _boxes(engines: Mapping[str, Engine], samples: Sequence[Sample]) -> Figure:
     """Some views, and where each reader looks in them."""
     rows = {}
     for name, engine in engines.items():
-        photos = [(Photo.open(sample.image, max_pixels=MAX_PIXELS), sample) for sample in samples]
-        views = [
-            photo.views([sample.region or photo.whole], engine.metadata.input_size)[0].pixels
-            for photo, sample in photos
-        ]
-        pixels = np.stack(views)
+        opened = [sample.open() for sample in samples]
+        pixels = np.stack([photo.views([region], engine.metadata.input_size)[0].pixels for photo, region in opened])
         boxes = engine.infer(pixels).boxes
         rows[name] = list(zip(pixels.astype(np.float32) / 255, boxes, strict=True))
     return gallery(rows)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from models.data.sample import MAX_PIXELS, Sample
+from models.data.sample import Sample
 from models.data.warp import rotation, warped
 from models.readers import SLOTS
 from models.training.location import wanted_window
@@ -24,7 +24,7 @@ from models.training.recipe import AugmentTable
 from service.decoding import pack
 from service.errors import ServiceError
 from service.geometry import Region
-from service.imaging import Photo, view
+from service.imaging import view
 
 
 class DataError(Exception):
@@ -63,10 +63,10 @@ class Views(Dataset[Row]):
         rng = np.random.default_rng((self.seed, epoch, index))
         sample = self.samples[index]
         try:
-            photo = Photo.open(sample.image, max_pixels=MAX_PIXELS)
+            photo, region = sample.open()
             # Annotated boxes may reach beyond the photograph.
             box = None if sample.number_box is None else sample.number_box.clipped(photo.width, photo.height)
-            region = framed(sample.region or photo.whole, box, self.augment, rng)
+            region = framed(region, box, self.augment, rng)
             region = region.clipped(photo.width, photo.height)
             turn = 0.0
             if self.augment.turned and rng.random() < self.augment.turned:
