@@ -1,44 +1,17 @@
 """What the README shows is what happens: its commands run, its answers are the answers."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
+from documentation import ROOT, check_answer, only, sh, shown
 from serving import serving
 
 from service.engine import OnnxEngine
 from service.settings import DEFAULT_MODEL
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "100"}
-
-
-def shown() -> list[tuple[str, str]]:
-    """(command, output) of every `$ command` in the README's console blocks."""
-    found = []
-    for block in re.findall(r"```console\n(.*?)```", README, re.DOTALL):
-        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-            command, _, output = part.partition("\n")
-            found.append((command, output.strip()))
-    return found
-
-
-def only(pattern: str) -> tuple[str, str]:
-    (entry,) = [entry for entry in shown() if re.search(pattern, entry[0])]
-    return entry
-
-
-def sh(command: str) -> str:
-    result = subprocess.run(command, shell=True, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True)
-    return result.stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -49,38 +22,23 @@ def shipped() -> Iterator[httpx.Client]:
 
 
 def test_the_two_commands() -> None:
-    commands = [command for command, _ in shown()]
+    commands = [command for command, _ in shown(README)]
     assert "make serve" in commands
     assert "make test" in commands
 
 
-def test_the_call_gives_the_answer_shown(shipped: httpx.Client) -> None:
-    command, output = only("^curl")
-    assert "localhost:8000" in command
-    answer = json.loads(sh(command.replace("http://localhost:8000", str(shipped.base_url).rstrip("/"))))
-    expected = json.loads(output)
-    assert answer["timing_ms"].keys() == expected["timing_ms"].keys()
-    assert answer["model"].pop("provider") in {"CPUExecutionProvider", "CUDAExecutionProvider"}
-    assert expected["model"].pop("provider") == "CPUExecutionProvider"
-    assert answer["model"] == expected["model"]
-    (found,), (promised,) = answer["predictions"], expected["predictions"]
-    for of_found, of_promised in zip(found.pop("boxes"), promised.pop("boxes"), strict=True):
-        np.testing.assert_allclose(of_found["corners"], of_promised["corners"], atol=0.05)
-        np.testing.assert_allclose(of_found["theta"], of_promised["theta"], atol=1e-3)
-    for digit, as_promised in zip(found.pop("digits"), promised.pop("digits"), strict=True):
-        assert digit["digit"] == as_promised["digit"]
-        assert digit["confidence"] == pytest.approx(as_promised["confidence"], abs=1e-3)
-    assert found.pop("confidence") == pytest.approx(promised.pop("confidence"), abs=1e-3)
-    assert found == promised
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_call_gives_the_answer_shown(shipped: httpx.Client, page: str) -> None:
+    check_answer((ROOT / page).read_text(), shipped)
 
 
 def test_predict_prints_the_table_shown() -> None:
-    command, output = only(r"^housenumber predict \S+$")
+    command, output = only(README, r"^housenumber predict \S+$")
     assert sh(command) == output
 
 
 def test_every_other_housenumber_command_exists() -> None:
-    others = [command for command, _ in shown() if command.startswith("housenumber")]
+    others = [command for command, _ in shown(README) if command.startswith("housenumber")]
     assert len(others) >= 5
     for command in others:
         words = command.split()
@@ -91,7 +49,27 @@ def test_every_other_housenumber_command_exists() -> None:
         assert all(re.search(rf"{option}\b", help_text) for option in options), command
 
 
-def test_pictures_and_links_are_there() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", README):
-        link = "".join(target)
-        assert link.startswith("http") or (ROOT / link).exists(), link
+def test_the_threshold_is_the_shipped_readers() -> None:
+    (told,) = re.findall(r"the reader's threshold \(([\d.]+) for this one\)", README)
+    assert told == f"{OnnxEngine(DEFAULT_MODEL, 'cpu').metadata.threshold:.3f}"
+
+
+@pytest.mark.parametrize(
+    "page", sorted(path.relative_to(ROOT) for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
+)
+def test_pictures_and_links_are_there(page: object) -> None:
+    path = ROOT / str(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", path.read_text()):
+        link, _, anchor = "".join(target).partition("#")
+        if link.startswith("http"):
+            continue
+        linked = (path.parent / link).resolve() if link else path
+        assert linked.exists(), link
+        if anchor:
+            assert anchor in anchors(linked.read_text()), f"{link}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of the headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
