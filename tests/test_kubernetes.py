@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import subprocess
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from service.app import create_app
 from service.settings import ENV_PREFIX, Settings
 
 DIRECTORY = ROOT / "deploy/kubernetes"
+DOCUMENTATION = ROOT / "docs/deployment.md"
 # The oldest version that has everything here, and one that clusters run today.
 VERSIONS = ("1.25", "1.34")
 PODS = {"app.kubernetes.io/name": "housenumber"}
@@ -29,37 +31,48 @@ def load(path: Path) -> Any:
     return yaml.safe_load(path.read_text())
 
 
-def built(variant: str) -> dict[str, Object]:
+def built(directory: Path) -> dict[str, Object]:
     """kind -> object, as `kubectl kustomize` puts them together."""
-    plan = load(DIRECTORY / variant / "kustomization.yaml")
+    plan = load(directory / "kustomization.yaml")
     objects: dict[str, Object] = {}
     for resource in plan["resources"]:
-        path = DIRECTORY / variant / resource
-        found = built(str(path.resolve().relative_to(DIRECTORY))) if path.is_dir() else {"": load(path)}
+        path = directory / resource
+        found = built(path) if path.is_dir() else {"": load(path)}
         objects |= {item["kind"]: copy.deepcopy(item) for item in found.values()}
     for patch in plan.get("patches", []):
         target = objects[patch["target"]["kind"]]
         assert target["metadata"]["name"] == patch["target"]["name"]
-        for operation in load(DIRECTORY / variant / patch["path"]):
+        for operation in load(directory / patch["path"]):
             apply(operation, target)
-    for change in plan["images"]:
+    for change in plan.get("images", []):
         for container in objects["Deployment"]["spec"]["template"]["spec"]["containers"]:
-            name, _, tag = container["image"].partition(":")
-            if name == change["name"]:
+            name, tag = name_and_tag(container["image"])
+            if name == change["name"]:  # Kustomize too is silent where no container has this name
                 container["image"] = f"{change.get('newName', name)}:{change.get('newTag', tag)}"
     return objects
 
 
+def name_and_tag(image: str) -> tuple[str, str]:
+    """A colon before a slash is that of a registry's port."""
+    match = re.fullmatch(r"(.+?)(?::([^:/]+))?", image)
+    assert match
+    return match[1], match[2] or ""
+
+
 def apply(operation: Object, target: Any) -> None:
-    """One operation of a JSON patch (RFC 6902): `add` of a member that is not there, or `replace` of one that is."""
+    """One operation of a JSON patch (RFC 6902): `add` of what is not there, or `replace` of a member that is."""
     *parents, last = operation["path"].removeprefix("/").split("/")
     for key in parents:
         target = target[int(key)] if isinstance(target, list) else target[key]
     assert operation["op"] == ("replace" if last in target else "add")
-    target[last] = operation["value"]
+    if last == "-":
+        target.append(operation["value"])
+    else:
+        target[last] = operation["value"]
 
 
-VARIANTS = {variant: built(variant) for variant in ("base", "gpu")}
+FOLDERS = ("base", "cpu", "gpu")
+VARIANTS = {variant: built(DIRECTORY / variant) for variant in ("cpu", "gpu")}
 
 
 def pod(variant: str) -> Object:
@@ -81,8 +94,9 @@ def quantity(text: str) -> Fraction:
     return int(match[1]) * units[match[2]]
 
 
-def settings(variant: str) -> Settings:
-    target = container(variant)["image"].split(":")[1]
+def settings(variant: str, image: str | None = None) -> Settings:
+    """Of a pod, whose image is the target `image`, or the one that the variant names."""
+    target = image or name_and_tag(container(variant)["image"])[1]
     environment = image_environment(target) | {entry["name"]: entry["value"] for entry in container(variant)["env"]}
     ours = {name: value for name, value in environment.items() if name.startswith(ENV_PREFIX)}
     return Settings.model_validate({name.removeprefix(ENV_PREFIX).lower(): value for name, value in ours.items()})
@@ -106,14 +120,37 @@ def test_the_validation_notices_what_is_not_valid(variant: str) -> None:
 
 
 def test_every_file_is_part_of_a_variant() -> None:
-    plans = {variant: load(DIRECTORY / variant / "kustomization.yaml") for variant in VARIANTS}
+    plans = {folder: load(DIRECTORY / folder / "kustomization.yaml") for folder in FOLDERS}
     named = {
-        (DIRECTORY / variant / path).resolve()
-        for variant, plan in plans.items()
+        (DIRECTORY / folder / path).resolve()
+        for folder, plan in plans.items()
         for path in [*plan["resources"], *(patch["path"] for patch in plan.get("patches", []))]
     }
-    there = {path for variant in VARIANTS for path in (DIRECTORY / variant).iterdir()}
-    assert there - named == {DIRECTORY / variant / "kustomization.yaml" for variant in VARIANTS}
+    there = {path for folder in FOLDERS for path in (DIRECTORY / folder).iterdir()}
+    assert there - named == {DIRECTORY / folder / "kustomization.yaml" for folder in FOLDERS}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_has_its_own_image_in_another_registry(variant: str, tmp_path: Path) -> None:
+    """After the edit that the documentation asks for."""
+    name = "registry.example.com:5000/readers/housenumber"
+    shutil.copytree(DIRECTORY, tmp_path, dirs_exist_ok=True)
+    plan = tmp_path / variant / "kustomization.yaml"
+    edited, changes = re.subn(r"newName: \S+", f"newName: {name}", plan.read_text())
+    assert changes == 1
+    plan.write_text(edited)
+    (reader,) = built(tmp_path / variant)["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert reader["image"] == f"{name}:{variant}"
+
+
+def test_the_base_names_no_image() -> None:
+    """Kustomize passes over an `images:` whose name matches nothing: what the base renames, no variant finds again."""
+    (reader,) = built(DIRECTORY / "base")["Deployment"]["spec"]["template"]["spec"]["containers"]
+    assert reader["image"] == "housenumber"
+
+
+def test_an_image_for_the_cpu_does_not_read_in_place_of_a_gpu() -> None:
+    assert settings("gpu", "cpu").provider == "cuda"
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -149,7 +186,7 @@ def test_ports_and_probes_are_those_of_the_service(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_pod_may_do_what_the_reader_does_and_no_more(variant: str) -> None:
-    user, group = arguments_of(container(variant)["image"].split(":")[1], "USER")[-1].split(":")
+    user, group = arguments_of(name_and_tag(container(variant)["image"])[1], "USER")[-1].split(":")
     security = pod(variant)["securityContext"]
     assert (security["runAsNonRoot"], security["runAsUser"], security["runAsGroup"]) == (True, int(user), int(group))
     assert security["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -194,6 +231,45 @@ def test_disruptions_leave_readers(variant: str) -> None:
     assert rolling["maxSurge"] + rolling["maxUnavailable"] > 0
 
 
+# -- what the documentation has one write ----------------------------------------------------------------------------
+
+
+def documented(head: str) -> str:
+    """The file in docs/deployment.md that begins with `head`."""
+    (text,) = re.findall(rf"^```yaml\n({head}\n.*?)^```$", DOCUMENTATION.read_text(), re.MULTILINE | re.DOTALL)
+    return str(text)
+
+
+def test_what_is_told_to_be_edited_and_applied_is_a_variant() -> None:
+    text = DOCUMENTATION.read_text()
+    for variant in VARIANTS:
+        assert f"`deploy/kubernetes/{variant}/kustomization.yaml`" in text
+    told = text + "".join((DIRECTORY / folder / "kustomization.yaml").read_text() for folder in FOLDERS)
+    assert set(re.findall(r"kubectl apply -k deploy/kubernetes/(\w+)", told)) == set(VARIANTS)
+
+
+def test_the_headless_service_finds_the_pods() -> None:
+    service = yaml.safe_load(documented("apiVersion: v1"))
+    for version in VERSIONS:
+        kubernetes_validate.validate(service, version, strict=True)
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["selector"] == PODS
+    (port,) = service["spec"]["ports"]
+    assert port["port"] == settings("cpu").port
+    name = service["metadata"]["name"]
+    assert f"`READERS={name}.NAMESPACE.svc.cluster.local:{port['port']}`" in DOCUMENTATION.read_text()
+
+
+def test_prometheus_scrapes_the_pods_with_the_labels_that_the_adapter_asks_for() -> None:
+    (job,) = yaml.safe_load(documented("scrape_configs:"))["scrape_configs"]
+    assert job["job_name"] == "housenumber"
+    keep, port, *targets = job["relabel_configs"]
+    ((label, value),) = PODS.items()
+    assert keep["source_labels"] == ["__meta_kubernetes_pod_label_" + re.sub(r"\W", "_", label)]
+    assert (keep["regex"], port["regex"]) == (value, container("cpu")["ports"][0]["name"])
+    assert {target["target_label"] for target in targets} == set(adapter_rule()["resources"]["overrides"])
+
+
 # -- the autoscaler's metric -----------------------------------------------------------------------------------------
 
 
@@ -204,7 +280,7 @@ def adapter_rule() -> Object:
 
 
 def test_the_autoscaler_asks_for_what_the_adapter_has() -> None:
-    (metric,) = VARIANTS["base"]["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    (metric,) = VARIANTS["cpu"]["HorizontalPodAutoscaler"]["spec"]["metrics"]
     assert metric["pods"]["metric"]["name"] == adapter_rule()["name"]["as"]
     assert set(adapter_rule()["resources"]["overrides"]) == {"namespace", "pod"}
     ((series, matchers),) = parse(adapter_rule()["seriesQuery"]).selectors
