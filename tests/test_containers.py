@@ -6,6 +6,7 @@ commands run, with the environment a container would have.
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -298,6 +299,15 @@ def test_prometheus_takes_its_configuration_and_the_alerts() -> None:
     assert checked.returncode == 0, checked.stderr
     alerts = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
     assert f"{sum(len(group['rules']) for group in alerts['groups'])} rules found" in checked.stdout
+
+
+def test_prometheus_takes_an_alertmanager_where_the_comment_has_one(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "deploy/prometheus", tmp_path, dirs_exist_ok=True)
+    configuration = tmp_path / "prometheus.yml"
+    configuration.write_text(re.sub(r"^# (alerting:|  .*)$", r"\1", configuration.read_text(), flags=re.MULTILINE))
+    assert set(yaml.safe_load(configuration.read_text())) - set(PROMETHEUS) == {"alerting"}
+    checked = subprocess.run([tool("promtool"), "check", "config", configuration], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
 
 
 def test_prometheus_asks_every_reader_itself() -> None:
