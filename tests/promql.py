@@ -14,7 +14,7 @@ _TOKEN = re.compile(
     |(?P<operator>=~|!~|!=|==|<=|>=|[-+*/%^<>=(){},]))""",
     re.VERBOSE,
 )
-_FUNCTIONS = {"rate", "increase", "changes", "histogram_quantile", "sum", "count", "max", "min", "avg", "label_values"}
+_FUNCTIONS = {"rate", "increase", "changes", "absent", "histogram_quantile", "sum", "count", "max", "min", "avg"}
 _GROUPING = {"by", "without", "on", "ignoring", "group_left", "group_right"}
 _KEYWORDS = {"offset", "and", "or", "unless", "bool"}
 

@@ -191,14 +191,13 @@ def test_one_id_from_the_caller_to_the_log(balancer: Balancer) -> None:
 
 def test_those_inside_see_how_it_is(balancer: Balancer) -> None:
     assert balancer.inside.get("/readyz").status_code == 200
-    assert (
-        'haproxy_server_status{proxy="readers",server="reader1",state="UP"} 1' in balancer.inside.get("/metrics").text
-    )
+    assert 'haproxy_backend_active_servers{proxy="readers"} 1\n' in balancer.inside.get("/metrics").text
 
 
 def test_without_a_reader_it_says_so(tmp_path: Path) -> None:
     with balancing(tmp_path, [], 8000) as balancer, caller(balancer) as client:
         assert balancer.inside.get("/readyz").status_code == 503
+        assert 'haproxy_backend_active_servers{proxy="readers"} 0\n' in balancer.inside.get("/metrics").text
         response = client.post("/predict", content=plain("1"))
         assert problem_of(response) == (503, "not_ready")
         assert int(response.headers["Retry-After"]) > 0

@@ -13,13 +13,17 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from balancer import balancing
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from promql import Query, parse
 from serving import Held, encode, plain, serving, wait_until
 
+from service.app import create_app
 from service.engine import OnnxEngine
 from service.errors import ServiceError
+from service.open_inference.routes import INFER_PATHS
+from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 ALERTS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
@@ -163,12 +167,19 @@ RULES = [rule for group in ALERTS["groups"] for rule in group["rules"]]
 PANELS: list[dict[str, Any]] = DASHBOARD["panels"]
 
 
+@pytest.fixture(scope="module")
+def exposed_by_all(exposed: Exposed, tmp_path_factory: pytest.TempPathFactory) -> Exposed:
+    """By the service and by the balancer."""
+    with balancing(tmp_path_factory.mktemp("balancer"), [], 8000) as balancer:
+        return Exposed(labels=exposed.labels | Exposed.of(balancer.inside).labels)
+
+
 def codes(cls: type[ServiceError] = ServiceError) -> set[str]:
     return {code for sub in cls.__subclasses__() for code in codes(sub)} or {cls.code}
 
 
 def check(query: Query, exposed: Exposed) -> None:
-    """Every metric, label and label value of the query is one that the service shows."""
+    """Every metric, label and label value of the query is one that is shown."""
     assert query.selectors
     known = set(TARGET_LABELS)
     for metric, matchers in query.selectors:
@@ -186,10 +197,10 @@ def check(query: Query, exposed: Exposed) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[rule["alert"] for rule in RULES])
-def test_alerts_ask_for_what_is_exposed(rule: dict[str, Any], exposed: Exposed) -> None:
+def test_alerts_ask_for_what_is_exposed(rule: dict[str, Any], exposed_by_all: Exposed) -> None:
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     query = parse(rule["expr"])
-    check(query, exposed)
+    check(query, exposed_by_all)
     assert set(rule["labels"]) == {"severity"}
     assert rule["labels"]["severity"] in {"page", "ticket"}
     assert set(rule["annotations"]) == {"summary", "description"}
@@ -197,6 +208,21 @@ def test_alerts_ask_for_what_is_exposed(rule: dict[str, Any], exposed: Exposed) 
     # A label that the text names must be one that the query leaves.
     for label in re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]):
         assert label in query.grouping | TARGET_LABELS
+
+
+def test_a_share_is_one_of_the_requests_to_read() -> None:
+    """Not of the probes and scrapes, which are most of what an idle reader is asked."""
+    chosen = [
+        matchers["route"]
+        for rule in RULES
+        for metric, matchers in parse(rule["expr"]).selectors
+        if metric == "housenumber_requests_total" and "code" not in matchers
+    ]
+    assert chosen
+    paths = create_app(Settings(), lambda _: pytest.fail("nothing is loaded")).openapi()["paths"]
+    for operator, pattern in chosen:
+        assert operator == "=~"
+        assert {path for path in paths if re.fullmatch(pattern, path)} == {"/predict", *INFER_PATHS}
 
 
 def test_alerts_have_names_of_their_own() -> None:
