@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Never
 
 import uvicorn
+from fastapi import FastAPI
 
 from service.app import create_app
 from service.engine import OnnxEngine
@@ -33,6 +34,21 @@ _POLL_S = 0.05
 # How long a thread that comes back to Python (with decoded pixels, from a batch) waits for the event loop, or that for
 # it, before it is asked to stand aside; 5 ms by default, longer than most of what either does.
 _SWITCH_INTERVAL_S = 0.0005
+
+
+def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:
+    """How uvicorn serves the app; `options` are further ones of its own."""
+    return uvicorn.Config(
+        app,
+        http=BoundedHead,
+        ws="none",  # there are none, and a POST that asks for one would be left without an answer
+        # Uvicorn alone would believe what any process of this machine says of its address.
+        proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
+        log_config=None,
+        access_log=False,  # the app logs requests itself, with their ids and stages
+        server_header=False,
+        **options,
+    )
 
 
 class Server(uvicorn.Server):
@@ -54,16 +70,7 @@ class Server(uvicorn.Server):
         self._lifecycle.on_stall = self._on_stall
         self._access = app.state.access
         self._metrics = app.state.metrics
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http=BoundedHead,
-                ws="none",  # there are none, and a POST that asks for one would be left without an answer
-                log_config=None,
-                access_log=False,  # the app logs requests itself, with their ids and stages
-                server_header=False,
-            )
-        )
+        super().__init__(configuration(app))
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

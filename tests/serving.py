@@ -20,7 +20,7 @@ from tiny_reader import colour_of
 from service.app import create_app
 from service.artifact import ArtifactMetadata
 from service.engine import Engine, Outputs
-from service.protocol import BoundedHead
+from service.server import configuration
 from service.settings import Settings
 
 JPEG = {"Content-Type": "image/jpeg"}
@@ -76,10 +76,7 @@ class Held(Sabotaged):
 @contextmanager
 def listening(app: FastAPI) -> Iterator[httpx.Client]:
     """A client of an app behind a real server on a free port of this machine."""
-    config = uvicorn.Config(
-        app, port=0, http=BoundedHead, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=5
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(configuration(app, port=0, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

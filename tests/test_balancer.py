@@ -95,8 +95,10 @@ def port_of(client: httpx.Client) -> int:
 @pytest.fixture(scope="module")
 def reader(engine: OnnxEngine) -> Iterator[httpx.Client]:
     """A reader that lets each caller read one image per minute, asked directly."""
-    with serving(engine, rate_limit_per_minute=1) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("FORWARDED_ALLOW_IPS", "127.0.0.1")
+        with serving(engine, rate_limit_per_minute=1) as client:
+            yield client
 
 
 @pytest.fixture(scope="module")

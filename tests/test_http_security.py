@@ -101,6 +101,21 @@ def test_each_key_has_its_own_rate_and_a_wrong_one_none(engine: OnnxEngine) -> N
         assert [status(key) for key in ("red", "green", "blue", "grey", "blue")] == [200, 429, 200, 401, 429]
 
 
+@pytest.mark.parametrize("named", [None, "10.0.0.9", "127.0.0.1"])
+def test_an_address_is_believed_of_the_proxy_that_is_named_alone(
+    engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch, named: str | None
+) -> None:
+    monkeypatch.delenv("FORWARDED_ALLOW_IPS", raising=False)
+    if named is not None:
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", named)
+    with serving(engine, rate_limit_per_minute=1) as client:
+        statuses = [
+            client.post("/predict", content=plain("1"), headers={"X-Forwarded-For": f"10.0.0.{host}"}).status_code
+            for host in (1, 2)
+        ]
+    assert statuses == [200, 200 if named == "127.0.0.1" else 429]
+
+
 # -- slow callers ----------------------------------------------------------------------------------------------------
 
 
