@@ -50,6 +50,12 @@ class UnsupportedMediaType(ServiceError):
     code, status, title = "unsupported_media_type", 415, "This type of content is not served"
 
 
+class HeadTooLarge(ServiceError):
+    """The request line, the headers or the trailers are over the limit."""
+
+    code, status, title = "head_too_large", 431, "The head of the request is too large"
+
+
 class BadImage(ServiceError):
     """Bytes that do not decode to an image."""
 
@@ -104,3 +110,9 @@ class Internal(ServiceError):
     """A fault of ours."""
 
     code, status, title = "internal", 500, "Internal error"
+
+
+class Unimplemented(ServiceError):
+    """A part of HTTP that is not served."""
+
+    code, status, title = "not_implemented", 501, "This part of HTTP is not served"

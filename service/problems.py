@@ -38,6 +38,20 @@ _CLIENT_CLOSED_REQUEST = 499
 PROBES = {"/livez", "/readyz", "/metrics", f"{PREFIX}/health/live", f"{PREFIX}/health/ready"}
 
 
+def request_id_of(scope: Scope) -> str:
+    """The caller's `X-Request-ID`, or one that is made; the same whenever it is asked for."""
+    state = scope.setdefault("state", {})
+    if "request_id" not in state:
+        sent = Headers(scope=scope).get("x-request-id", "")
+        state["request_id"] = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+    request_id: str = state["request_id"]
+    return request_id
+
+
+def problem_of(error: ServiceError, request_id: str) -> Problem:
+    return _as_problem(error.status, error.code, error.title, error.detail, request_id)
+
+
 def handle_errors(app: FastAPI) -> None:
     """Has the app answer every error, its own and the framework's, with a problem, or as the protocol of `/v2` says."""
     app.add_exception_handler(ServiceError, _on_service_error)
@@ -60,10 +74,7 @@ class RequestContext:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get("x-request-id", "")
-        request_id = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
-        state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        request_id, state = request_id_of(scope), scope["state"]
         is_probe = scope["path"] in PROBES
         started = perf_counter()
         status = 0
@@ -81,7 +92,9 @@ class RequestContext:
         except ServiceError as error:  # of a middleware: those of the routes are answered further inside
             await _of_service_error(Request(scope), error)(scope, receive, send_with_id)
         except ClientDisconnect:
-            status, state["problem_code"] = _CLIENT_CLOSED_REQUEST, "client_closed_request"
+            refused = state.get("refused")
+            status = refused.status if refused else _CLIENT_CLOSED_REQUEST
+            state["problem_code"] = refused.code if refused else "client_closed_request"
         except Exception:
             logger.exception("request %s failed", request_id)
             if status:  # the answer has begun: all that is left is to break it off
@@ -146,12 +159,16 @@ def _problem(request: Request, status: int, code: str, title: str, detail: str, 
     request.state.problem_code = code
     if f"{request.scope['path']}/".startswith(f"{PREFIX}/"):
         return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers)
-    problem = Problem(
+    problem = _as_problem(status, code, title, detail, request.state.request_id)
+    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
+
+
+def _as_problem(status: int, code: str, title: str, detail: str, request_id: str) -> Problem:
+    return Problem(
         type=f"urn:housenumber:problem:{code}",
         title=title,
         status=status,
         detail=detail,
         code=code,
-        request_id=request.state.request_id,
+        request_id=request_id,
     )
-    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)

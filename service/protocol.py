@@ -1,44 +1,47 @@
-"""HTTP/1.1 as uvicorn speaks it, with bounds on the head of a request, which uvicorn leaves to a proxy.
+"""HTTP/1.1 as uvicorn speaks it, with what uvicorn leaves to a proxy: bounds on all that is no body, answers that say
+why something is no request, and one protocol only.
 
-Without them a caller can send header lines until the memory is full, or hold a connection open for good by sending
-a byte now and then. What comes after the head, the body, the app itself bounds.
+Without the bounds a caller can send header lines until the memory is full, or hold a connection open for good by
+sending a byte now and then. The body the app itself bounds.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import logging
+from typing import Any, cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+from service.errors import BadRequest, HeadTooLarge, ServiceError, Unimplemented
+from service.problems import MEDIA_TYPE, problem_of, request_id_of
+
+logger = logging.getLogger(__name__)
 
 
-class BoundedHead(HttpToolsProtocol):
+class StrictHttp(HttpToolsProtocol):
     """Closes a connection whose request line and headers are not whole within `head_timeout_s` seconds, counted from
-    the connection or the head's first byte, or within `max_head_bytes` bytes, give or take what is read at once."""
+    the connection or the head's first byte, or within `max_head_bytes` bytes (give or take what is read at once, where
+    they are not whole), and so for the trailers of a chunked body. What is no request is answered with a problem, as
+    the connection's last."""
 
     max_head_bytes = 2**16
     head_timeout_s = 20.0
-    linger_s = 2.0  # for how long what still comes of a refused head is read, and dropped
+    linger_s = 2.0  # for how long what still comes of a refused request is read, and dropped
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head_bytes: int | None = None  # None: no head is being read
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._head_bytes: int | None = None  # None: neither a head nor trailers are being read
+        self._reading = 0  # the bytes that were read at once
+        self._timer: asyncio.TimerHandle | None = None
         self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin_head()
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._begin_head()
-
-    def on_headers_complete(self) -> None:
-        self._end_head()
-        super().on_headers_complete()
+        self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
@@ -46,41 +49,149 @@ class BoundedHead(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         # A head that has begun belongs to a request that is answered, as the connection's last.
-        if not self._head_bytes:
+        if not self._in_head:
             super().shutdown()
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        super().data_received(data)
-        if self._head_bytes is None or self.transport.is_closing():
-            return
-        self._head_bytes += len(data)
-        if self._head_bytes > self.max_head_bytes:
-            self._refuse()
+        self._unset_keepalive_if_required()
+        self._reading = len(data)
+        try:
+            self._feed(data)
+            if self._head_bytes is not None:
+                self._head_bytes += len(data)
+                self._check_size(self._head_bytes)
+        except (httptools.HttpParserError, ServiceError) as error:
+            self._refuse(_reason(error))
 
-    def _refuse(self) -> None:
-        """Answers 431; or, where a request before is still being answered, makes that answer the connection's last.
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._await_head()
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                raise Unimplemented("CONNECT: this is no proxy")
+            return  # `_feed` has the head read once more
+        self._end_head()
+        self._check_head()
+        super().on_headers_complete()
+        self.headers = []  # uvicorn would add the trailers to the headers that the app sees
+
+    def on_chunk_header(self) -> None:
+        self._begin_count()  # of the trailers, if no body follows
+
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = None
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        self._head_bytes = None
+        super().on_message_complete()
+        self.cycle.more_body = False  # uvicorn says so only while there is no answer
+
+    def _feed(self, data: bytes) -> None:
+        """Has the parser read `data`.
+
+        The answer to a request for another protocol is one in this protocol (RFC 9110, section 7.8). But the parser
+        leaves the body of such a request to the other protocol, or takes it for the next request: so a new one is given
+        the head without its `Upgrade`, and then the rest.
+        """
+        while True:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as upgrade:
+                (end,) = upgrade.args
+            fields = b"".join(b"%s: %s\r\n" % field for field in self.headers if field[0] != b"upgrade")
+            version = self.parser.get_http_version().encode()
+            head = b"%s %s HTTP/%s\r\n%s\r\n" % (self.parser.get_method(), self.url, version, fields)
+            self.parser = httptools.HttpRequestParser(self)
+            data = head + data[end:]
+
+    def _check_head(self) -> None:
+        """What the parser lets pass. Raises HeadTooLarge, Unimplemented or BadRequest."""
+        size, hosts = len(self.url), 0
+        for name, value in self.headers:
+            size += len(name) + len(value)
+            if name == b"host":
+                hosts += 1
+            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                coding = value.decode("latin-1")[:40]
+                raise Unimplemented(f"the only transfer coding that is served is chunked, not {coding!r}")
+        self._check_size(size)
+        if hosts > 1 or (not hosts and self.parser.get_http_version() == "1.1"):
+            raise BadRequest(f"a request has one Host header; this one has {hosts}")
+
+    def _check_size(self, head_bytes: int) -> None:
+        if head_bytes > self.max_head_bytes:
+            raise HeadTooLarge(f"the head, or what follows the body, has more than {self.max_head_bytes} bytes")
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answers with the error; or, where a request before is still being answered, makes that answer the
+        connection's last.
 
         A connection closed with bytes unread is reset, and a reset discards the answer at the caller (RFC 9112, section
         9.6): so only this side is closed, and what the caller is still sending is read.
         """
         self._refused = True
         self._end_head()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.keep_alive = False
+        cycle, is_answered = self.cycle, False
+        if cycle is not None and cycle.more_body and not self.pipeline:  # it is this request's body that is wrong
+            is_answered = cycle.response_started
+            self.scope["state"]["refused"] = error
+            cycle.disconnected = True
+            cycle.message_event.set()
+        elif cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False
             return
-        self.transport.write(_TOO_LARGE)
+        if not is_answered:
+            self.transport.write(self._answer(error))
         self.transport.write_eof()
-        self._head_timer = self.loop.call_later(self.linger_s, self.transport.close)
+        self._close_in(self.linger_s)
 
-    def _begin_head(self) -> None:
-        self._end_head()
-        self._head_bytes = 0
-        self._head_timer = self.loop.call_later(self.head_timeout_s, self.transport.close)
+    def _answer(self, error: ServiceError) -> bytes:
+        request_id = request_id_of(cast(Scope, self.scope) or {"headers": []})  # none: there were but empty lines
+        logger.info("request %s is refused: %s", request_id, error.detail)
+        body = problem_of(error, request_id).model_dump_json().encode()
+        fields = {
+            **dict(self.server_state.default_headers),
+            b"content-type": MEDIA_TYPE.encode(),
+            b"content-length": str(len(body)).encode(),
+            b"x-request-id": request_id.encode(),
+            b"connection": b"close",
+        }
+        return b"".join(
+            [STATUS_LINE[error.status], *(b"%s: %s\r\n" % field for field in fields.items()), b"\r\n", body]
+        )
+
+    def _await_head(self) -> None:
+        self._begin_count()
+        self._close_in(self.head_timeout_s)
+
+    def _begin_count(self) -> None:
+        if self._head_bytes is None:
+            self._head_bytes = -self._reading  # from the next read on: most of this one may be the body before
 
     def _end_head(self) -> None:
-        self._head_bytes = None
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._in_head, self._head_bytes = False, None
+        self._close_in(None)
+
+    def _close_in(self, seconds: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.close)
+
+
+def _reason(error: httptools.HttpParserError | ServiceError) -> ServiceError:
+    """Why there is no request: what the parser says, or the error in a method that it called, which is its context."""
+    cause = error if isinstance(error, ServiceError) else error.__context__
+    if isinstance(cause, ServiceError):
+        return cause
+    if cause is not None:  # uvicorn's, which wants a path
+        return BadRequest("the target of the request is no path")
+    return BadRequest(f"this is no HTTP/1.1 request: {error}")

@@ -22,7 +22,7 @@ from service.engine import OnnxEngine
 from service.exit_codes import EXIT_STALLED, EXIT_UNANSWERED, code_of_failure
 from service.lifecycle import LOAD_ERRORS, State
 from service.listening import Acceptor
-from service.protocol import BoundedHead
+from service.protocol import StrictHttp
 from service.settings import Settings
 from service.source import Choice
 
@@ -40,8 +40,8 @@ def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:
     """How uvicorn serves the app; `options` are further ones of its own."""
     return uvicorn.Config(
         app,
-        http=BoundedHead,
-        ws="none",  # there are none, and a POST that asks for one would be left without an answer
+        http=StrictHttp,
+        ws="none",  # there are none
         # Uvicorn alone would believe what any process of this machine says of its address.
         proxy_headers="FORWARDED_ALLOW_IPS" in os.environ,
         log_config=None,
@@ -143,7 +143,7 @@ class Server(uvicorn.Server):
         return False
 
     def _protocol(self) -> asyncio.Protocol:
-        return BoundedHead(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return StrictHttp(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
 
     def _load(self, path: Path) -> OnnxEngine:
         return OnnxEngine(

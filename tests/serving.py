@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -95,6 +96,21 @@ def serving(engine: Engine, **settings: Any) -> Iterator[httpx.Client]:
     with listening(create_app(Settings(**settings), lambda _: engine)) as client:
         wait_until(lambda: client.get("/readyz").status_code == 200)
         yield client
+
+
+@contextmanager
+def connected(client: httpx.Client) -> Iterator[socket.socket]:
+    """A caller who writes its requests itself."""
+    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as caller:
+        yield caller
+
+
+def until_closed(caller: socket.socket) -> bytes:
+    """All that comes before the service closes the connection."""
+    received = b""
+    while chunk := caller.recv(65536):
+        received += chunk
+    return received
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -474,9 +474,11 @@ def test_the_table_is_the_contracts() -> None:
         (422, "bad_image"),
         (422, "bad_region"),
         (429, "rate_limited"),
+        (431, "head_too_large"),
         (503, "overloaded"),
         (503, "draining"),
         (503, "not_ready"),
         (504, "deadline_exceeded"),
         (500, "internal"),
+        (501, "not_implemented"),
     }

@@ -58,20 +58,24 @@ def test_what_was_accepted_is_answered_when_the_process_is_told_to_stop(flags: t
         with (
             inside(server) as (caller, answer),
             connected(server) as (half, half_answer),
+            connected(server) as (second, second_answer),
             connected(server) as (idle, _),
         ):
-            half.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
-            idle.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
-            answered = b""
-            while not answered.endswith(b"ok\n"):
-                answered += idle.recv(1000)
+            for used in (second, idle):
+                used.sendall(b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+                answered = b""
+                while not answered.endswith(b"ok\n"):
+                    answered += used.recv(1000)
+            for begun in (half, second):
+                begun.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
             server.popen.send_signal(signal.SIGTERM)
             wait_until(lambda: "no longer listening" in server.log, PATIENCE_S)
             with pytest.raises(ConnectionRefusedError), connected(server):
                 pass
             assert idle.recv(1000) == b""
-            half.sendall(f"Content-Length: {len(IMAGE)}\r\n\r\n".encode() + IMAGE)
-            check_last(half_answer)
+            for begun, begun_answer in ((half, half_answer), (second, second_answer)):
+                begun.sendall(f"Content-Length: {len(IMAGE)}\r\n\r\n".encode() + IMAGE)
+                check_last(begun_answer)
             caller.sendall(IMAGE)
             check_last(answer)
         assert server.ends() == 0
@@ -93,18 +97,6 @@ def test_while_it_says_that_it_drains_it_serves(flags: tuple[str, ...], tmp_path
             assert client.get("/livez").status_code == 200
         server.popen.send_signal(signal.SIGINT)  # the second one skips the rest of the delay
         assert server.ends() == 0
-
-
-def test_a_request_that_asks_for_another_protocol_is_answered_all_the_same(
-    flags: tuple[str, ...], tmp_path: Path
-) -> None:
-    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YQ==\r\n"
-    with service_process(tmp_path / "log", *flags) as server:
-        server.wait_until_ready()
-        with connected(server) as (caller, answer):
-            caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % len(IMAGE))
-            caller.sendall(upgrade + b"\r\n" + IMAGE)
-            assert answer.readline().startswith(b"HTTP/1.1 ")
 
 
 def test_after_the_delay_it_ends_by_itself(flags: tuple[str, ...], tmp_path: Path) -> None:

@@ -11,18 +11,18 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
 from PIL import Image
-from serving import Held, encode, listening, plain, problem_of, serving, wait_until
+from serving import Held, connected, encode, listening, plain, problem_of, serving, until_closed, wait_until
 from tiny_reader import colour_of
 
 from service.app import create_app
 from service.engine import OnnxEngine
-from service.protocol import BoundedHead
+from service.errors import ServiceError
+from service.protocol import StrictHttp
 from service.settings import Settings
 
 JSON = {"Content-Type": "application/json"}
@@ -119,20 +119,6 @@ def test_an_address_is_believed_of_the_proxy_that_is_named_alone(
 # -- slow callers ----------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def connected(client: httpx.Client) -> Iterator[socket.socket]:
-    with socket.create_connection((client.base_url.host, client.base_url.port or 0), timeout=20) as caller:
-        yield caller
-
-
-def until_closed(caller: socket.socket) -> bytes:
-    """All that comes before the service closes the connection."""
-    received = b""
-    while chunk := caller.recv(65536):
-        received += chunk
-    return received
-
-
 @pytest.mark.parametrize("content_type", ["image/png", "application/json", "multipart/form-data; boundary=cut"])
 def test_a_body_that_stops_coming_is_given_up_and_the_connection_closed(engine: OnnxEngine, content_type: str) -> None:
     with serving(engine, body_timeout_s=0.2) as client:
@@ -164,7 +150,7 @@ def test_a_head_that_is_never_whole_ends_the_connection(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
     with monkeypatch.context() as hasty:
-        hasty.setattr(BoundedHead, "head_timeout_s", 1.0)
+        hasty.setattr(StrictHttp, "head_timeout_s", 1.0)
         with connected(client) as caller:
             caller.sendall(start)
             assert until_closed(caller) == b""
@@ -175,7 +161,7 @@ def test_the_time_for_a_head_does_not_run_while_a_body_comes(
     engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(engine, body_timeout_s=1.5) as client:
-        monkeypatch.setattr(BoundedHead, "head_timeout_s", 1.0)
+        monkeypatch.setattr(StrictHttp, "head_timeout_s", 1.0)
         with connected(client) as caller:
             caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nabc")
             # Were the connection closed by the time for the head, there would be no answer.
@@ -208,7 +194,7 @@ def test_a_caller_that_is_still_sending_gets_to_read_why_its_head_is_refused(cli
 def test_a_caller_that_never_stops_sending_its_head_is_cut_off(
     client: httpx.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(BoundedHead, "linger_s", 0.2)
+    monkeypatch.setattr(StrictHttp, "linger_s", 0.2)
 
     def lines_without_end(caller: socket.socket) -> None:
         while True:
@@ -224,18 +210,19 @@ def test_a_caller_that_never_stops_sending_its_head_is_cut_off(
 def test_a_head_without_end_takes_no_answer_from_the_request_before_it(
     engine: OnnxEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held, refused, refuse = Held(engine), threading.Event(), BoundedHead._refuse
+    held, refused, refuse = Held(engine), threading.Event(), StrictHttp._refuse
 
-    def noted(protocol: BoundedHead) -> None:
-        refuse(protocol)
+    def noted(protocol: StrictHttp, error: ServiceError) -> None:
+        refuse(protocol, error)
         refused.set()
 
-    monkeypatch.setattr(BoundedHead, "_refuse", noted)
+    monkeypatch.setattr(StrictHttp, "_refuse", noted)
     with serving(held) as client, connected(client) as caller:
         image = plain("7")
         caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(image) + image)
         held.inside.wait()
-        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n" + b"X-Many: 1\r\n" * 10_000)
+        # More than is read at once.
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n" + b"X-Many: 1\r\n" * 100_000)
         refused.wait()
         held.go_on.set()
         head, _, body = until_closed(caller).partition(b"\r\n\r\n")
