@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
 from typing import Any, cast
 
 import httptools
@@ -25,11 +26,11 @@ class StrictHttp(HttpToolsProtocol):
     """Closes a connection whose request line and headers are not whole within `head_timeout_s` seconds, counted from
     the connection or the head's first byte, or within `max_head_bytes` bytes (give or take what is read at once, where
     they are not whole), and so for the trailers of a chunked body. What is no request is answered with a problem, as
-    the connection's last."""
+    the connection's last. What comes between an answer and the next head, the rest of a body that was answered early
+    or empty lines, is dropped, and keeps the connection no longer than uvicorn's `timeout_keep_alive`."""
 
     max_head_bytes = 2**16
     head_timeout_s = 20.0
-    linger_s = 2.0  # for how long what still comes of a refused request is read, and dropped
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -41,6 +42,8 @@ class StrictHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # What an answer does with its connection.
+        self._answering = SimpleNamespace(write=transport.write, is_closing=transport.is_closing, close=self._end)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -55,7 +58,6 @@ class StrictHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._unset_keepalive_if_required()
         self._reading = len(data)
         try:
             self._feed(data)
@@ -67,10 +69,13 @@ class StrictHttp(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._in_head = True
         self._await_head()
 
     def on_headers_complete(self) -> None:
+        if self.transport.is_closing():  # since the body before this head
+            return
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 raise Unimplemented("CONNECT: this is no proxy")
@@ -78,6 +83,7 @@ class StrictHttp(HttpToolsProtocol):
         self._end_head()
         self._check_head()
         super().on_headers_complete()
+        self.cycle.transport = cast(asyncio.Transport, self._answering)
         self.headers = []  # uvicorn would add the trailers to the headers that the app sees
 
     def on_chunk_header(self) -> None:
@@ -93,6 +99,13 @@ class StrictHttp(HttpToolsProtocol):
         self._head_bytes = None
         super().on_message_complete()
         self.cycle.more_body = False  # uvicorn says so only while there is no answer
+        if not self.cycle.response_complete:
+            return
+        if self.cycle.keep_alive:
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+        else:
+            self.transport.close()
 
     def _feed(self, data: bytes) -> None:
         """Has the parser read `data`.
@@ -133,11 +146,9 @@ class StrictHttp(HttpToolsProtocol):
 
     def _refuse(self, error: ServiceError) -> None:
         """Answers with the error; or, where a request before is still being answered, makes that answer the
-        connection's last.
-
-        A connection closed with bytes unread is reset, and a reset discards the answer at the caller (RFC 9112, section
-        9.6): so only this side is closed, and what the caller is still sending is read.
-        """
+        connection's last."""
+        if self.transport.is_closing():
+            return
         self._refused = True
         self._end_head()
         cycle, is_answered = self.cycle, False
@@ -151,8 +162,20 @@ class StrictHttp(HttpToolsProtocol):
             return
         if not is_answered:
             self.transport.write(self._answer(error))
+        self._linger()
+
+    def _end(self) -> None:
+        """After the connection's last answer."""
+        if (self.cycle.more_body or self._refused) and not self.pipeline:
+            self._linger()
+        else:
+            self.transport.close()
+
+    def _linger(self) -> None:
+        """A connection closed with bytes unread is reset, and a reset discards the answer at the caller (RFC 9112,
+        section 9.6): so only this side is closed, and for a while what the caller is still sending is read."""
         self.transport.write_eof()
-        self._close_in(self.linger_s)
+        self._close_in(self.timeout_keep_alive)
 
     def _answer(self, error: ServiceError) -> bytes:
         request_id = request_id_of(cast(Scope, self.scope) or {"headers": []})  # none: there were but empty lines

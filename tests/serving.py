@@ -75,9 +75,9 @@ class Held(Sabotaged):
 
 
 @contextmanager
-def listening(app: FastAPI) -> Iterator[httpx.Client]:
-    """A client of an app behind a real server on a free port of this machine."""
-    server = uvicorn.Server(configuration(app, port=0, timeout_graceful_shutdown=5))
+def listening(app: FastAPI, **options: Any) -> Iterator[httpx.Client]:
+    """A client of an app behind a real server on a free port of this machine; `options` are uvicorn's."""
+    server = uvicorn.Server(configuration(app, port=0, timeout_graceful_shutdown=5, **options))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

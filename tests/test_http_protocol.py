@@ -4,15 +4,18 @@ import json
 import re
 import socket
 import time
+from collections.abc import Iterator
 from http.client import HTTPResponse
 from typing import Any
 
 import httpx
 import pytest
-from serving import connected, plain, serving, until_closed
+from serving import connected, listening, plain, serving, until_closed
 
+from service.app import create_app
 from service.engine import OnnxEngine
 from service.protocol import StrictHttp
+from service.settings import Settings
 
 IMAGE = plain("7")
 PREDICT = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
@@ -252,3 +255,68 @@ def test_many_small_chunks_are_a_body_like_any_other(client: httpx.Client) -> No
         body = b"".join(b"1\r\n" + image[place : place + 1] + b"\r\n" for place in range(len(image)))
         caller.sendall(PREDICT + b"Transfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n")
         assert number_of(next_answer(caller)) == "7"
+
+
+# -- connections that are kept ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hasty(engine: OnnxEngine) -> Iterator[httpx.Client]:
+    """A client of a service that keeps a connection for a second, and answers who has no key at once."""
+    with listening(create_app(Settings(api_keys="one"), lambda _: engine), timeout_keep_alive=1) as client:
+        yield client
+
+
+def is_closed(caller: socket.socket, drop: bytes) -> bool:
+    """Whether a connection on which something comes again and again is closed all the same."""
+    caller.settimeout(0.1)
+    for _ in range(100):
+        try:
+            caller.sendall(drop)
+            return caller.recv(1) == b""
+        except TimeoutError:
+            pass
+        except ConnectionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("rest", [b"Content-Length: 1000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n3e8\r\n"])
+def test_after_its_answer_the_rest_of_a_body_is_not_waited_for_long(hasty: httpx.Client, rest: bytes) -> None:
+    with connected(hasty) as caller:
+        caller.sendall(PREDICT + rest)
+        assert next_answer(caller)[0] == 401
+        assert is_closed(caller, b"x")
+
+
+def test_empty_lines_keep_no_connection(hasty: httpx.Client) -> None:
+    with connected(hasty) as caller:
+        caller.sendall(sized(PREDICT, b""))
+        assert next_answer(caller)[0] == 401
+        assert is_closed(caller, b"\r\n")
+
+
+def test_when_the_rest_of_a_body_has_come_its_connection_is_one_as_any_other(hasty: httpx.Client) -> None:
+    with connected(hasty) as caller:
+        for _ in range(2):
+            caller.sendall(PREDICT + b"Content-Length: 1000\r\n\r\n")
+            assert next_answer(caller)[0] == 401
+            caller.sendall(b"x" * 1000)
+        assert until_closed(caller) == b""
+
+
+@pytest.mark.parametrize("fields", [b"", b"Connection: close\r\n"])
+def test_a_caller_that_is_still_sending_gets_to_read_an_early_answer(client: httpx.Client, fields: bytes) -> None:
+    body = bytes(Settings().max_body_bytes + 1)
+    with connected(client) as caller:
+        caller.sendall(sized(PREDICT + fields, body))
+        assert next_answer(caller)[1]["code"] == "too_large"
+
+
+@pytest.mark.parametrize("after", [LAST, b"FOO / HTTP/1.1\r\n\r\n"])
+def test_nothing_is_answered_after_the_connections_last_answer(hasty: httpx.Client, after: bytes) -> None:
+    with connected(hasty) as caller:
+        caller.sendall(PREDICT + b"Connection: close\r\nContent-Length: 1000\r\n\r\n")
+        assert next_answer(caller)[0] == 401
+        caller.sendall(b"x" * 1000 + after)
+        assert until_closed(caller) == b""

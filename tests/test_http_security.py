@@ -191,20 +191,18 @@ def test_a_caller_that_is_still_sending_gets_to_read_why_its_head_is_refused(cli
     still_there(client)
 
 
-def test_a_caller_that_never_stops_sending_its_head_is_cut_off(
-    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(StrictHttp, "linger_s", 0.2)
-
+def test_a_caller_that_never_stops_sending_its_head_is_cut_off(engine: OnnxEngine) -> None:
     def lines_without_end(caller: socket.socket) -> None:
         while True:
             caller.sendall(b"X-Many: 1\r\n" * 10_000)
 
-    with connected(client) as caller:
-        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
-        with pytest.raises(ConnectionError):
-            lines_without_end(caller)
-    still_there(client)
+    with listening(create_app(Settings(), lambda _: engine), timeout_keep_alive=1) as client:
+        with connected(client) as caller:
+            caller.sendall(b"POST /predict HTTP/1.1\r\nHost: a\r\n")
+            with pytest.raises(ConnectionError):
+                lines_without_end(caller)
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        still_there(client)
 
 
 def test_a_head_without_end_takes_no_answer_from_the_request_before_it(
