@@ -55,6 +55,11 @@ class StrictHttp(HttpToolsProtocol):
         if not self._in_head:
             super().shutdown()
 
+    def make_last(self) -> None:
+        """Makes the answer that is awaited, if one is, the connection's last."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.keep_alive = False
+
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return

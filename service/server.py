@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Never
+from typing import Never, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -117,6 +117,8 @@ class Server(uvicorn.Server):
         close = (b"connection", b"close")
         self.config.encoded_headers.append(close)
         self.server_state.default_headers = [*self.server_state.default_headers, close]
+        for connection in cast(set[StrictHttp], self.server_state.connections):
+            connection.make_last()  # requests that have begun have their headers already
         asyncio.get_running_loop().call_later(self._settings.drain_delay_s, self._stop)
 
     def stop_now(self) -> Never:

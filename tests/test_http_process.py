@@ -48,7 +48,7 @@ def check_last(answer: BinaryIO) -> None:
     """The answer, and that the connection ends with it."""
     assert b" 200 " in answer.readline()
     head, _, body = answer.read().partition(b"\r\n\r\n")
-    assert b"connection: close" in head.lower()
+    assert head.lower().count(b"connection: close") == 1
     assert b'"number":"42"' in body
 
 
@@ -96,6 +96,20 @@ def test_while_it_says_that_it_drains_it_serves(flags: tuple[str, ...], tmp_path
             assert answer.headers["connection"] == "close"
             assert client.get("/livez").status_code == 200
         server.popen.send_signal(signal.SIGINT)  # the second one skips the rest of the delay
+        assert server.ends() == 0
+
+
+def test_what_was_inside_when_it_began_to_drain_is_its_connections_last_too(
+    flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    with service_process(tmp_path / "log", *flags, "--drain-delay-s", "600") as server:
+        server.wait_until_ready()
+        with inside(server) as (caller, answer):
+            server.popen.send_signal(signal.SIGTERM)
+            wait_until(lambda: "draining: listening" in server.log, PATIENCE_S)
+            caller.sendall(IMAGE)
+            check_last(answer)
+        server.popen.send_signal(signal.SIGINT)
         assert server.ends() == 0
 
 
