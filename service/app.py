@@ -17,6 +17,7 @@ from service.access import Access
 from service.deadline import Deadline
 from service.disconnect import while_connected
 from service.engine import Engine
+from service.head_requests import HeadAsGet
 from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
 from service.open_inference.repository import repository_router
@@ -80,6 +81,7 @@ def create_app(
 
         spans = tracer_provider()
         app.add_middleware(Traced, provider=spans)  # and this around both
+    app.add_middleware(HeadAsGet)
     handle_errors(app)
     use_schema(app)
     _add_predict(app, settings, lifecycle, access, metrics)

@@ -6,7 +6,7 @@ from typing import Any
 from documentation import ROOT, rows, section
 
 from service.errors import ServiceError
-from service.protocol import BoundedHead
+from service.protocol import StrictHttp
 from service.settings import DEFAULT_MODEL, Settings
 
 API = (ROOT / "docs/api.md").read_text()
@@ -16,7 +16,6 @@ _OTHERS = {
     ("403", "forbidden"),
     ("404", "not_found"),
     ("405", "method_not_allowed"),
-    ("431", ""),
     ("502", "bad_gateway"),
 }
 
@@ -59,5 +58,5 @@ def test_the_table_of_errors_is_whole() -> None:
 
 def test_the_bounds_of_a_head_are_told() -> None:
     told = {cells[0]: cells[1] for cells in rows(section(OPERATIONS, "Security"))}
-    assert told["head of a request, its size"].startswith(f"{BoundedHead.max_head_bytes // 1024} KiB;")
-    assert told["time until a head is whole"] == f"{BoundedHead.head_timeout_s:g} s"
+    assert told["head of a request, its size"].startswith(f"{StrictHttp.max_head_bytes // 1024} KiB;")
+    assert told["time until a head is whole"] == f"{StrictHttp.head_timeout_s:g} s"

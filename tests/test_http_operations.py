@@ -79,6 +79,25 @@ def test_ready_is_one_line_that_names_the_model(caplog: pytest.LogCaptureFixture
     assert line == f"ready: tiny 7 ({engine.sha256[:12]}) on CPUExecutionProvider"
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/livez", "/readyz", "/metrics", "/docs", "/openapi.json", "/v2", "/v2/health/ready", "/v2/models/tiny"],
+)
+def test_who_asks_for_the_head_alone_gets_that_of_the_answer(client: httpx.Client, path: str) -> None:
+    head, whole = client.head(path), client.get(path)
+    assert head.status_code == whole.status_code == 200
+    assert head.content == b""
+    assert head.headers["content-type"] == whole.headers["content-type"]
+    if path != "/metrics":  # which has counted one more
+        assert head.headers["content-length"] == whole.headers["content-length"]
+
+
+def test_the_head_of_an_error_is_that_too(client: httpx.Client) -> None:
+    assert client.head("/nothing").status_code == 404
+    response = client.head("/predict")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+
+
 def test_the_documentation_names_the_bodies_and_the_problems(client: httpx.Client) -> None:
     page = client.get("/docs")
     assert page.status_code == 200
