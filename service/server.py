@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Never, cast
+from typing import Any, Never, cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -104,10 +104,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Uvicorn's own method would also raise the signal again at the end, and the exit code would not be 0.
+        loop = asyncio.get_running_loop()
         if self._asked_to_stop:
-            self.stop_now()
+            # A moment later: a request whose answer has just been sent is no unanswered one.
+            loop.call_soon_threadsafe(loop.call_later, _POLL_S, self.stop_now)
+        else:
+            loop.call_soon_threadsafe(self.drain)
         self._asked_to_stop = True
-        asyncio.get_running_loop().call_soon_threadsafe(self.drain)
 
     def drain(self) -> None:
         """Ends the process as soon as what it accepts in the next `drain_delay_s` is answered."""
