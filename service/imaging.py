@@ -197,7 +197,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         on_white = Image.new("RGB", image.size, "white")
         on_white.paste(with_alpha, mask=with_alpha)
         return on_white
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
 
 
 def _stretched(values: NDArray[np.float64]) -> Image.Image:
