@@ -56,7 +56,7 @@ def test_keys_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, name: str
         ("MAX_QUEUE_IMAGES", "10"),  # fewer than max_images
         ("STALL_TIMEOUT_S", "0"),
         ("WORKER_TIMEOUT_S", "1"),
-        ("WORKER_START_TIMEOUT_S", "1"),
+        ("LOAD_TIMEOUT_S", "0"),
         ("MODEL_NAME", "tiny"),  # of which repository?
         ("MODEL_VERSION", "1"),
         ("MODEL_VERSION", "0"),
