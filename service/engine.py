@@ -204,7 +204,7 @@ def _cuda_session(model: bytes, memory_mib: int) -> ort.InferenceSession:
         missing = [line for line in printed.getvalue().splitlines() if line.startswith("Failed to load")]
         if missing:
             raise ProviderError(
-                f"CUDA libraries are missing ({missing[0]}); `pip install 'housenumber[cuda]'`"
+                f"CUDA libraries are missing ({missing[0]}); in a checkout, `pip install -e '.[cuda]'`"
             ) from error
         raise ProviderError(f"CUDA cannot run every node of this artifact: {_one_line(error)}") from error
     if session.get_providers()[0] != CUDA:

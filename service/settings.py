@@ -198,7 +198,9 @@ class Settings(BaseSettings):
             try:
                 import_module("service.tracing")
             except ModuleNotFoundError as error:
-                raise ValueError(f"{error.name} is not installed; pip install 'housenumber[tracing]'") from error
+                raise ValueError(
+                    f"{error.name} is not installed; in a checkout, pip install -e '.[tracing]'"
+                ) from error
         return value
 
     @model_validator(mode="after")

@@ -323,4 +323,7 @@ def test_on_without_the_extra_is_wrong_usage(monkeypatch: pytest.MonkeyPatch) ->
     result = CliRunner().invoke(main, ["serve", "--tracing", "true"])
     assert result.exit_code == 2
     said = " ".join(result.output.split())
-    assert f"--tracing or HOUSENUMBER_TRACING: {missing} is not installed; pip install 'housenumber[tracing]'" in said
+    assert (
+        f"--tracing or HOUSENUMBER_TRACING: {missing} is not installed; in a checkout, pip install -e '.[tracing]'"
+        in said
+    )
