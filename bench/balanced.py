@@ -19,7 +19,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -64,16 +63,24 @@ def main(model: Path, rounds: int, seconds: float, json_out: Path | None) -> Non
         balancer = stack.enter_context(balancing(server.port, folder))
         for each in (server, balancer):
             each.wait_until_ready()
+
+        def run(kind: Callable[..., Load], port: int, **options: float) -> Load:
+            return generator.submit(kind, port, BODIES[1], seconds=seconds, **options).result()
+
+        # With the connections that an overload comes over, and the seconds until the queues are full.
+        ways = (
+            ("straight", server.port, OVERLOAD_CONNECTIONS, 1.0),
+            ("balanced", balancer.port, WAITING_CONNECTIONS, queue_s),
+        )
         for turn in range(rounds):
             click.echo(f"round {turn + 1} of {rounds}", err=True)
-            # The queues are full when it is measured.
-            straight = Turn(generator, server.port, OVERLOAD_CONNECTIONS, 1 + WARM_S, seconds)
-            balanced = Turn(generator, balancer.port, WAITING_CONNECTIONS, queue_s + WARM_S, seconds)
-            most = straight.saturate()
-            figures.note("straight: saturation", most)
-            figures.note("balanced: saturation", balanced.saturate())
-            for name, turns in (("straight", straight), ("balanced", balanced)):
-                _note(figures, name, turns.offer(OVERLOAD * most), most)
+            for name, port, _, _ in ways:
+                load = run(saturate, port, connections=CONNECTIONS[1], warm_s=WARM_S)
+                figures.note(f"{name}: saturation", load.good)
+            most = figures.rounds["straight: saturation"][-1]
+            for name, port, connections, fill_s in ways:
+                load = run(offer, port, rate=OVERLOAD * most, connections=connections, warm_s=fill_s + WARM_S)
+                _note(figures, name, load, most)
                 server.wait_until_idle()
     show(
         _rows(figures, queue_s),
@@ -82,28 +89,6 @@ def main(model: Path, rounds: int, seconds: float, json_out: Path | None) -> Non
         options={"model": model.name, "rounds": rounds, "seconds": seconds},
         rounds=figures.rounds,
     )
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What is sent to one port, in the process of the load generator."""
-
-    generator: ProcessPoolExecutor
-    port: int
-    connections: int
-    warm_s: float
-    seconds: float
-
-    def saturate(self) -> float:
-        """Images per second at saturation."""
-        return self._run(saturate, connections=CONNECTIONS[1], warm_s=WARM_S).good
-
-    def offer(self, rate: float) -> Load:
-        """That many requests per second, over as many connections as there are."""
-        return self._run(offer, rate=rate, connections=self.connections, warm_s=self.warm_s)
-
-    def _run(self, kind: Callable[..., Load], **options: float) -> Load:
-        return self.generator.submit(kind, self.port, BODIES[1], seconds=self.seconds, **options).result()
 
 
 def _queue_s() -> float:
