@@ -11,7 +11,6 @@ medians.
 from __future__ import annotations
 
 import asyncio
-import io
 import statistics
 import threading
 import time
@@ -24,10 +23,10 @@ import click
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 from rich.console import Console
 from rich.table import Table
 
+from bench.images import jpegs
 from service.artifact import INPUT_NAME, OUTPUT_NAMES
 from service.batcher import Batcher, Image
 from service.cpus import usable_cpus
@@ -202,14 +201,12 @@ def _session(model: Path, threads: int, entries: dict[str, str]) -> Callable[[ND
 @contextmanager
 def _decoding(threads: int) -> Iterator[Callable[[], int]]:
     """Threads that decode a photograph over and over; gives how many they have done."""
-    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
-    buffer = io.BytesIO()
-    PillowImage.fromarray(noise).resize((800, 600), PillowImage.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    (photograph,) = jpegs(1, (800, 600))
     done, stop = [0] * threads, threading.Event()
 
     def work(index: int) -> None:
         while not stop.is_set():
-            Photo.open(buffer.getvalue(), max_pixels=10**6).rgb()
+            Photo.open(photograph, max_pixels=10**6).rgb()
             done[index] += 1
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.cpus import usable_cpus
 from service.engine import OnnxEngine
 from service.imaging import Photo
 
@@ -21,43 +20,51 @@ _MAX_PIXELS = 10**8
 _START_TIMEOUT_S = 120
 
 _together: Barrier
-"""Where the processes meet before they begin; each has its own."""
+"""Where all sessions meet before they begin; each process is told of it."""
 
 
 @dataclass(frozen=True)
 class Arrangement:
-    """So many processes, each with so many threads that decode and as many of the session, in batches of one size."""
+    """So many processes, each with so many sessions; of each session so many threads, as many that decode for it, and
+    batches of one size."""
 
     processes: int
+    sessions: int
     threads: int
     batch: int
 
     def __str__(self) -> str:
-        return f"{self.processes} x {self.threads} threads, batches of {self.batch}"
+        return f"{self.processes} x {self.sessions} sessions of {self.threads} threads, batches of {self.batch}"
 
 
-def arrangements() -> list[Arrangement]:
-    """Those among which the best is the ceiling: one process per CPU, and one for all of them."""
-    cpus = usable_cpus()
-    pairs = {(cpus, 1), (1, cpus)}
-    return [Arrangement(processes, threads, batch) for processes, threads in sorted(pairs) for batch in (8, 32)]
+def arrangements(cpus: int) -> list[Arrangement]:
+    """Those among which the best is the ceiling: a process per CPU, a session per CPU, or one for all of them."""
+    forms = {(cpus, 1, 1), (1, cpus, 1), (1, 1, cpus)}
+    return [Arrangement(*form, batch) for form in sorted(forms) for batch in (8, 32)]
 
 
 def images_per_second(arrangement: Arrangement, model: Path, jpegs: list[bytes], seconds: float) -> float:
-    """Of all its processes together, which begin at the same moment."""
+    """Of all its sessions together, which begin at the same moment."""
     context = get_context("spawn")
-    together = context.Barrier(arrangement.processes)
+    together = context.Barrier(arrangement.processes * arrangement.sessions)
     with ProcessPoolExecutor(arrangement.processes, context, _meet_at, (together,)) as pool:
-        futures = [
-            pool.submit(_bare_loop, model, arrangement.threads, arrangement.batch, jpegs, seconds)
-            for _ in range(arrangement.processes)
-        ]
+        futures = [pool.submit(_bare_loops, arrangement, model, jpegs, seconds) for _ in range(arrangement.processes)]
         return sum(future.result() for future in futures)
 
 
 def _meet_at(together: Barrier) -> None:
     global _together
     _together = together
+
+
+def _bare_loops(arrangement: Arrangement, model: Path, jpegs: list[bytes], seconds: float) -> float:
+    """Those of one process."""
+    with ThreadPoolExecutor(arrangement.sessions) as pool:
+        futures = [
+            pool.submit(_bare_loop, model, arrangement.threads, arrangement.batch, jpegs, seconds)
+            for _ in range(arrangement.sessions)
+        ]
+        return sum(future.result() for future in futures)
 
 
 def _bare_loop(model: Path, threads: int, batch: int, jpegs: list[bytes], seconds: float) -> float:

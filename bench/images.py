@@ -9,14 +9,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 SIZE = (320, 240)
-"""Width and height, in pixels."""
+"""Width and height, in pixels, where no other are asked for."""
 
 
-def photograph(seed: int) -> Image.Image:
-    """A wall with some unevenness and noise, and a number on it."""
+def photograph(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
+    """A wall with some unevenness and noise, and a number on it; `size`: width and height, in pixels."""
     random = np.random.default_rng(seed)
-    width, height = SIZE
-    uneven = Image.fromarray(random.integers(60, 200, (6, 8, 3), np.uint8)).resize(SIZE, Image.Resampling.BICUBIC)
+    width, height = size
+    uneven = Image.fromarray(random.integers(60, 200, (6, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
     noise = random.normal(0, 6, (height, width, 3))
     image = Image.fromarray((np.asarray(uneven) + noise).clip(0, 255).astype(np.uint8))
     number = str(random.integers(1, 1000))
@@ -31,9 +31,9 @@ def encode(image: Image.Image, format: str, **options: Any) -> bytes:  # noqa: A
     return buffer.getvalue()
 
 
-def jpegs(count: int) -> list[bytes]:
-    """Photographs as a telephone would send them."""
-    return [encode(photograph(seed), "JPEG", quality=90) for seed in range(count)]
+def jpegs(count: int, size: tuple[int, int] = SIZE) -> list[bytes]:
+    """Photographs as a telephone would send them, each another."""
+    return [encode(photograph(seed, size), "JPEG", quality=90) for seed in range(count)]
 
 
 def multipart(images: list[bytes], boundary: str) -> bytes:

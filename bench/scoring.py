@@ -5,46 +5,37 @@
     python -m bench.scoring memory                      peak memory of 2,000 and of 20,000 images
     python -m bench.scoring memory --images 1000000     the same of 100,000 and of a million
 
-The ceiling is the fastest of three bare loops on the same cores: decode, resize and session, from bytes in memory to
-outputs that nobody looks at, by one session of all threads, by threads and by processes. The alternatives take turns,
-round after round; figures are medians, of rates and of the rounds' ratios. What starts is not counted, of neither; what
-is written is, but for the last of eight parts. Memory is that of all processes together, what they share once.
+The ceiling is the fastest of the bare loops of `bench.ceiling` on the same cores, which write nothing. The alternatives
+take turns, round after round; figures are medians, of rates and of the rounds' ratios. What starts is not counted, of
+neither; what is written is, but for the last of eight parts. Memory is that of all processes together, what they share
+once.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import click
-import numpy as np
 import pyarrow.parquet as pq
-from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
+from bench.ceiling import arrangements, images_per_second
+from bench.images import SIZE, jpegs
 from bench.processes import environment, proportional_bytes, tree
 from bench.report import Figures, Row, show
 from service.cpus import usable_cpus
-from service.engine import OnnxEngine
-from service.imaging import Photo
 from service.settings import DEFAULT_MODEL
 
 _SCORE = "housenumber score"
-_BATCH = 32
 _DISTINCT = 64
-_SECONDS_TO_LOAD = 3.0
 _SECONDS_BETWEEN_LOOKS = 0.2
 _PARTS = 8
 _OBJECT_STORE_BYTES = 128 * 2**20
@@ -54,6 +45,8 @@ _MIB = 2**20
 
 _model = click.option("--model", type=click.Path(exists=True, path_type=Path), default=DEFAULT_MODEL)
 _workers = click.option("--workers", type=click.IntRange(min=1), default=usable_cpus, show_default="usable CPUs")
+_size = click.option("--size", nargs=2, type=click.IntRange(min=8), default=SIZE, show_default=True, help="In pixels.")
+_json = click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
 
 
 @click.group()
@@ -64,19 +57,25 @@ def main() -> None:
 @main.command()
 @_model
 @_workers
-@click.option("--images", type=click.IntRange(min=1), default=4000, show_default=True, help="Of each turn.")
-@click.option("--size", nargs=2, type=click.IntRange(min=8), default=(320, 240), show_default=True, help="In pixels.")
+@click.option("--images", type=click.IntRange(min=1), default=4000, show_default=True, help="Of a turn of the job.")
+@click.option("--seconds", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="Of a loop's turn.")
+@_size
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True)
-@click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
-def speed(model: Path, workers: int, images: int, size: tuple[int, int], rounds: int, json_out: Path | None) -> None:
+@_json
+def speed(
+    model: Path,
+    workers: int,
+    images: int,
+    seconds: float,
+    size: tuple[int, int],
+    rounds: int,
+    json_out: Path | None,
+) -> None:
     """Images per second of the bare loops and of `housenumber score` with its defaults."""
-    photos = _photos(size)
+    photos = jpegs(_DISTINCT, size)
     turns: dict[str, Callable[[], float]] = {
-        f"loop, one session of {workers} threads": lambda: _loops(
-            model, photos, images, ThreadPoolExecutor, 1, workers
-        ),
-        f"loop, {workers} threads": lambda: _loops(model, photos, images, ThreadPoolExecutor, workers, 1),
-        f"loop, {workers} processes": lambda: _loops(model, photos, images, _processes, workers, 1),
+        f"loop, {arrangement}": partial(images_per_second, arrangement, model, photos, seconds)
+        for arrangement in arrangements(workers)
     }
     with tempfile.TemporaryDirectory() as folder:
         manifest = _manifest(Path(folder), photos, images)
@@ -89,16 +88,16 @@ def speed(model: Path, workers: int, images: int, size: tuple[int, int], rounds:
     ceiling = max(loops, key=figures.median)
     rows = [Row(name, figures.median(name), "images/s") for name in turns]
     rows.append(Row(f"{_SCORE} ÷ {ceiling}", figures.ratio(_SCORE, ceiling), least=0.95))
-    told = {"workers": workers, "images": images, "size": size, "rounds": figures.rounds}
+    told = {"workers": workers, "images": images, "seconds": seconds, "size": size, "rounds": figures.rounds}
     show(rows, json_out, **environment(), **told)
 
 
 @main.command()
 @_model
 @click.option("--images", type=click.IntRange(min=1), default=6000, show_default=True, help="Of each turn.")
-@click.option("--size", nargs=2, type=click.IntRange(min=8), default=(320, 240), show_default=True, help="In pixels.")
+@_size
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True)
-@click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
+@_json
 def cluster(model: Path, images: int, size: tuple[int, int], rounds: int, json_out: Path | None) -> None:
     """Images per second on one machine with Ray and without, and on Ray nodes that are held to a core each.
 
@@ -109,7 +108,7 @@ def cluster(model: Path, images: int, size: tuple[int, int], rounds: int, json_o
     if len(cores) < 2:
         raise click.ClickException("two nodes of one core each need two cores")
     with tempfile.TemporaryDirectory() as folder:
-        manifest = _manifest(Path(folder), _photos(size), images)
+        manifest = _manifest(Path(folder), jpegs(_DISTINCT, size), images)
 
         def rate(workers: int, *options: str) -> float:
             part_size = str(-(-images // (_PARTS * workers)))
@@ -142,27 +141,19 @@ def cluster(model: Path, images: int, size: tuple[int, int], rounds: int, json_o
 @_model
 @_workers
 @click.option("--images", type=click.IntRange(min=10), default=20_000, show_default=True, help="Of the larger job.")
-def memory(model: Path, workers: int, images: int) -> None:
+@_json
+def memory(model: Path, workers: int, images: int, json_out: Path | None) -> None:
     """Peak memory of a job and of one with a tenth of its images."""
-    photos = _photos((48, 32))
-    table = Table("images", "peak memory, MiB", "images/s")
+    photos = jpegs(_DISTINCT, (48, 32))
+    rows = []
     for count in (images // 10, images):
         with tempfile.TemporaryDirectory() as folder:
             rate, peak = _scored(model, _manifest(Path(folder), photos, count), workers, look=True)
-        table.add_row(f"{count:,}", f"{peak / _MIB:.0f}", f"{rate:.0f}")
-    Console().print(table)
-
-
-def _photos(size: tuple[int, int]) -> list[bytes]:
-    """Encoded images of (width, height) pixels, each another: noise, smoothed to compress as a photograph does."""
-    rng = np.random.default_rng(0)
-    photos = []
-    for _ in range(_DISTINCT):
-        noise = Image.fromarray(rng.integers(0, 256, (size[1] // 8 + 1, size[0] // 8 + 1, 3), np.uint8))
-        buffer = io.BytesIO()
-        noise.resize(size, Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-        photos.append(buffer.getvalue())
-    return photos
+        rows += [
+            Row(f"{count:,} images, peak memory", peak / _MIB, "MiB"),
+            Row("    read meanwhile", rate, "images/s"),
+        ]
+    show(rows, json_out, **environment(), workers=workers)
 
 
 def _manifest(folder: Path, photos: Sequence[bytes], count: int) -> Path:
@@ -239,44 +230,6 @@ def _ray_nodes(cores: Sequence[int]) -> Iterator[str]:
     finally:
         os.sched_setaffinity(0, ours)
         nodes.shutdown()  # type: ignore[no-untyped-call]
-
-
-def _loops(
-    model: Path,
-    photos: Sequence[bytes],
-    images: int,
-    pool: Callable[[int], Executor],
-    loops: int,
-    threads: int,
-) -> float:
-    """Images per second of so many loops at once, each with a session of so many threads."""
-    with pool(loops) as executor:
-        # All begin together, when all have loaded the model: a clock is what threads and processes share.
-        work = partial(_loop, model, photos, images // loops, threads, time.monotonic() + _SECONDS_TO_LOAD)
-        spans = list(executor.map(work, range(loops)))
-    return images // loops * loops / (max(end for _, end in spans) - min(begin for begin, _ in spans))
-
-
-def _processes(count: int) -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"))
-
-
-def _loop(
-    model: Path, photos: Sequence[bytes], images: int, threads: int, start_at: float, index: int
-) -> tuple[float, float]:
-    """When it began and ended: decode, resize, session."""
-    engine = OnnxEngine(model, "cpu", intra_op_threads=threads)
-    size = engine.metadata.input_size
-    engine.infer(np.zeros((_BATCH, *size, 3), np.uint8))
-    time.sleep(max(0.0, start_at - time.monotonic()))
-    begin = time.monotonic()
-    for start in range(0, images, _BATCH):
-        batch = []
-        for number in range(start, min(start + _BATCH, images)):
-            photo = Photo.open(photos[number % len(photos)], max_pixels=10**8)
-            batch.append(photo.views([photo.whole], size)[0].pixels)
-        engine.infer(np.stack(batch))
-    return begin, time.monotonic()
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class Bench:
             self.figures.note("start", time.perf_counter() - began)
 
     def measure_ceiling(self) -> None:
-        for arrangement in arrangements():
+        for arrangement in arrangements(usable_cpus()):
             rate = images_per_second(arrangement, self._model, PHOTOGRAPHS, self._seconds)
             self.figures.note(f"ceiling, {arrangement}", rate)
 
@@ -209,11 +209,9 @@ def _timings(port: int) -> list[dict[str, float]]:
 
 
 def _rows(figures: Figures, workers: Sequence[int], requests: int) -> list[Row]:
-    ceiling = max((f"ceiling, {arrangement}" for arrangement in arrangements()), key=figures.median)
-    rows = [
-        Row(f"ceiling, {arrangement}", figures.median(f"ceiling, {arrangement}"), "images/s")
-        for arrangement in arrangements()
-    ]
+    ceilings = [f"ceiling, {arrangement}" for arrangement in arrangements(usable_cpus())]
+    ceiling = max(ceilings, key=figures.median)
+    rows = [Row(name, figures.median(name), "images/s") for name in ceilings]
     for count in workers:
         for images, least in ((1, 0.8), (32, 0.95)):
             ours, plain = (f"{kind}, {count} workers, {images} per request" for kind in ("service", "plain"))

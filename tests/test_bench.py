@@ -17,12 +17,15 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from serving import Held, plain, serving
 from tiny_reader import metadata as tiny_metadata
+from tiny_reader import write_artifact
 
 from bench import hostile as hostile_bench
 from bench import service as service_bench
 from bench.balanced import balancing
+from bench.ceiling import Arrangement, images_per_second
 from bench.hostile import Attack
 from bench.hostile_requests import hostile
+from bench.images import jpegs
 from bench.load import offer, post, saturate, send
 from bench.readers import smallest_specs
 from bench.report import Figures, Row
@@ -187,6 +190,16 @@ def test_readers_are_timed_by_turns() -> None:
     assert asked == [("first", 3), ("second", 3), *turn, *turn]
     assert rounds == [2 + len(turn), 2 + 2 * len(turn)]
     assert times.keys() == engines.keys()
+
+
+# -- ceiling ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sessions_of_all_processes_begin_together(tmp_path: Path) -> None:
+    """The barrier is for all four: were one missing, it would break."""
+    model = write_artifact(tmp_path / "tiny.onnx")
+    photographs = jpegs(3, (16, 12))
+    assert images_per_second(Arrangement(2, 2, 1, batch=4), model, photographs, 0.1) > 0
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
