@@ -26,13 +26,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev ## Cost of the readers; service and batch scoring against what the cores can do
-	$(BIN)/python -m bench.readers
-	$(BIN)/python -m bench.service
-	$(BIN)/python -m bench.scoring speed
-	$(BIN)/python -m bench.scoring cluster
-	$(BIN)/python -m bench.scoring memory
-	$(BIN)/python -m bench.balanced
+bench: $(VENV)/.dev ## Cost of the readers; service and batch scoring against what the cores can do; JSON in runs/bench
+	@mkdir -p runs/bench
+	$(BIN)/python -m bench.readers --json runs/bench/readers.json
+	$(BIN)/python -m bench.service --json runs/bench/service.json
+	$(BIN)/python -m bench.scoring speed --json runs/bench/scoring-speed.json
+	$(BIN)/python -m bench.scoring cluster --json runs/bench/scoring-cluster.json
+	$(BIN)/python -m bench.scoring memory --json runs/bench/scoring-memory.json
+	$(BIN)/python -m bench.balanced --json runs/bench/balanced.json
+	$(BIN)/python -m bench.hostile --json runs/bench/hostile.json
 
 # The first stage's images are those of today's generator. The second has seen those of the first generator too, which
 # drew close views alone: it is in the history.

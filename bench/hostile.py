@@ -1,6 +1,6 @@
 """Hostile requests against a real server process: none may get a 500, be left hanging, or make it grow.
 
-    python -m bench.hostile --count 100000
+    make bench        (or: python -m bench.hostile --count 100000 --json hostile.json)
     python -m bench.hostile --seed 7 --only 4711     # one of them again, as a failure says
 
 Every request has a connection of its own. Mutated images of all formats, malformed multipart, JSON and binary tensors,
@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.progress import track
 
 from bench.hostile_requests import Hostile, good, hostile
-from bench.processes import Server, serving
+from bench.processes import Server, environment, serving
+from bench.report import Row, show
 from service.engine import OnnxEngine
 from service.settings import DEFAULT_MODEL
 
@@ -117,8 +118,10 @@ async def _answer(reader: asyncio.StreamReader, *, is_head: bool) -> tuple[int, 
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--only", type=int, help="Send just the request with this index, and show what comes back.")
 @click.option("--model", type=click.Path(exists=True, path_type=Path), default=DEFAULT_MODEL)
-def main(count: int, seed: int, only: int | None, model: Path) -> None:
+@click.option("--json", "json_out", type=click.Path(dir_okay=False, path_type=Path))
+def main(count: int, seed: int, only: int | None, model: Path, json_out: Path | None) -> None:
     """Attack a server of its own; exit code 1 where it failed."""
+    begun = environment()
     command = ["housenumber", "serve", "--provider", "cpu", "--model", str(model), "--log-format", "json"]
     command += ["--body-timeout-s", str(BODY_TIMEOUT_S)]
     with tempfile.TemporaryDirectory() as folder, serving(command, Path(folder) / "log") as server:
@@ -139,10 +142,15 @@ def main(count: int, seed: int, only: int | None, model: Path) -> None:
         click.echo(f"FAILED, again with --seed {seed} --only {index}: {failure}")
     for line in faults[:10]:
         click.echo(f"FAULT: {line[:2000]}")
-    click.echo(
-        f"{len(attack.failures)} failures, {len(faults)} faults in the log, memory {growth:+.1%}, alive: {alive}"
-    )
-    if attack.failures or faults or growth > GROWTH or not alive:
+    rows = [
+        Row("failures", len(attack.failures), most=0),
+        Row("faults in the log", len(faults), most=0),
+        Row("growth of memory", 100 * growth, "%", most=100 * GROWTH),
+        Row("alive", int(alive), least=1),
+    ]
+    options = {"model": model.name, "count": count, "seed": seed}
+    show(rows, json_out, environment=begun, options=options, outcomes=attack.outcomes, failures=attack.failures)
+    if any(row.verdict == "MISSED" for row in rows):
         raise click.exceptions.Exit(1)
 
 
