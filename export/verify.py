@@ -108,9 +108,9 @@ def check_metadata(candidate: Candidate) -> str:
     missing = [name for name in REQUIRED_VERSIONS if not metadata.versions.get(name)]
     if missing:
         raise VerificationError(f"the versions of {', '.join(missing)} are missing")
-    if (metadata.slots, len(metadata.alphabet) + 1) != (SLOTS, CLASSES):
+    if (metadata.slots, metadata.classes) != (SLOTS, CLASSES):
         raise VerificationError(
-            f"{metadata.slots} slots of {len(metadata.alphabet) + 1} classes; the readers have {SLOTS} of {CLASSES}"
+            f"{metadata.slots} slots of {metadata.classes} classes; the readers have {SLOTS} of {CLASSES}"
         )
     return f"{metadata.name} {metadata.version}, reader {metadata.reader}, {metadata.parameters:,} parameters"
 
@@ -122,16 +122,15 @@ def check_interface(candidate: Candidate) -> str:
     batch = found[0].shape[0] if found and found[0].shape else None
     if not isinstance(batch, str):
         raise VerificationError(f"the batch of {INPUT_NAME!r} is not dynamic")
-    k = metadata.transformers
     promised = [
-        Signature(INPUT_NAME, "UINT8", (batch, metadata.input_height, metadata.input_width, 3)),
-        Signature("probabilities", "FLOAT", (batch, metadata.slots, len(metadata.alphabet) + 1)),
-        Signature("theta", "FLOAT", (batch, k, 2, 3)),
-        Signature("boxes", "FLOAT", (batch, k, 4, 2)),
+        Signature(name, "UINT8" if name == INPUT_NAME else "FLOAT", (batch, *shape))
+        for name, shape in metadata.shapes.items()
     ]
     # Of an outline the metadata do not promise how many points it has, only that it goes around four sides.
     outlines = [signature.shape for signature in found if signature.name == OUTLINES]
-    promised += [Signature(OUTLINES, "FLOAT", (batch, k, 4 * _sides(shape), 2)) for shape in outlines]
+    promised += [
+        Signature(OUTLINES, "FLOAT", (batch, metadata.transformers, 4 * _sides(shape), 2)) for shape in outlines
+    ]
     if len(graph.input) != 1 or found != promised:
         raise VerificationError(f"the graph has {_listed(found)}; promised are {_listed(promised)}")
     return _listed(found)

@@ -70,6 +70,21 @@ class ArtifactMetadata(BaseModel):
         """(height, width) of the pixels the reader is shown."""
         return self.input_height, self.input_width
 
+    @property
+    def classes(self) -> int:
+        """What a slot is one of: the alphabet and, last, the blank."""
+        return len(self.alphabet) + 1
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The graph's interface, its input first: of each tensor all dimensions but the first, which is the batch."""
+        return {
+            INPUT_NAME: (*self.input_size, 3),
+            "probabilities": (self.slots, self.classes),
+            "theta": (self.transformers, 2, 3),
+            "boxes": (self.transformers, 4, 2),
+        }
+
     def to_metadata_map(self) -> dict[str, str]:
         """The `metadata_props` entry to write: the inverse of `parse_metadata`, the same bytes every time."""
         return {METADATA_KEY: json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)}

@@ -223,16 +223,9 @@ def _described(path: Path, session: ort.InferenceSession) -> ArtifactMetadata:
         metadata = parse_metadata(session.get_modelmeta().custom_metadata_map)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
-    slots, classes, count = metadata.slots, len(metadata.alphabet) + 1, metadata.transformers
-    promised = {
-        INPUT_NAME: ("tensor(uint8)", [metadata.input_height, metadata.input_width, 3]),
-        "probabilities": ("tensor(float)", [slots, classes]),
-        "theta": ("tensor(float)", [count, 2, 3]),
-        "boxes": ("tensor(float)", [count, 4, 2]),
-    }
-    # The first dimension is the batch and free.
     found = {node.name: (node.type, node.shape[1:]) for node in (*session.get_inputs(), *session.get_outputs())}
-    for name, signature in promised.items():
+    for name, shape in metadata.shapes.items():
+        signature = ("tensor(uint8)" if name == INPUT_NAME else "tensor(float)", list(shape))
         if found.get(name) != signature:
             raise ArtifactError(
                 f"{path}: {name!r} of the graph is {found.get(name)}; its metadata promises {signature}"

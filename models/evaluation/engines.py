@@ -61,7 +61,7 @@ class RecordingEngine(WrappedEngine):
 
     @property
     def parallel_batches(self) -> int:
-        """One: what they are given would not stay in order."""
+        """One: batches that run side by side would not be recorded in order."""
         return 1
 
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
@@ -73,6 +73,6 @@ class RecordingEngine(WrappedEngine):
     def take(self) -> NDArray[np.float32]:
         """The probabilities [N, slots, classes] since the last call; N is 0 when there were no images."""
         metadata = self.metadata
-        nothing = np.empty((0, metadata.slots, len(metadata.alphabet) + 1), np.float32)
+        nothing = np.empty((0, metadata.slots, metadata.classes), np.float32)
         batches, self._batches = self._batches, []
         return np.concatenate([nothing, *batches])

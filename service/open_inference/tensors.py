@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.artifact import ArtifactMetadata
+from service.artifact import INPUT_NAME, OUTPUT_NAMES, ArtifactMetadata
 from service.errors import BadRequest
 from service.open_inference.schemas import BinaryData, ResponseOutput, TensorMetadata
 
-ENCODED, PIXELS = "image", "images"
+ENCODED, PIXELS = "image", INPUT_NAME
 
 _LENGTH_BYTES = 4
 _DTYPES = {"FP32": np.dtype("<f4"), "BOOL": np.dtype("?")}
@@ -26,20 +26,17 @@ def input_tensors(model: ArtifactMetadata) -> list[TensorMetadata]:
     """The two inputs, of which a request has either: encoded images, or what the artifact itself takes."""
     return [
         TensorMetadata(name=ENCODED, datatype="BYTES", shape=[-1]),
-        TensorMetadata(name=PIXELS, datatype="UINT8", shape=[-1, *model.input_size, 3]),
+        TensorMetadata(name=PIXELS, datatype="UINT8", shape=[-1, *model.shapes[PIXELS]]),
     ]
 
 
 def output_tensors(model: ArtifactMetadata) -> list[TensorMetadata]:
     """The readings, then the artifact's own outputs; `boxes` are normalised to the view, as the artifact gives them."""
-    count = model.transformers
     return [
         TensorMetadata(name="number", datatype="BYTES", shape=[-1]),
         TensorMetadata(name="confidence", datatype="FP32", shape=[-1]),
         TensorMetadata(name="accepted", datatype="BOOL", shape=[-1]),
-        TensorMetadata(name="probabilities", datatype="FP32", shape=[-1, model.slots, len(model.alphabet) + 1]),
-        TensorMetadata(name="theta", datatype="FP32", shape=[-1, count, 2, 3]),
-        TensorMetadata(name="boxes", datatype="FP32", shape=[-1, count, 4, 2]),
+        *(TensorMetadata(name=name, datatype="FP32", shape=[-1, *model.shapes[name]]) for name in OUTPUT_NAMES),
     ]
 
 
