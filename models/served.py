@@ -12,7 +12,7 @@ from service.artifact import OUTPUT_NAMES
 
 OUTLINES = "outlines"
 """Name of the output that an artifact has beside the three of every one where a transformer bends lines. The service
-does not ask for it."""
+does not ask for it, and no reader of `READERS` has such a transformer: `PaperReader` takes one."""
 
 
 class ServedReader(nn.Module):

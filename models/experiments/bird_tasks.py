@@ -54,8 +54,8 @@ class Task:
         window: side of a window as a share of the image's.
         widths: of a stream's convolutions, by the number of transformers.
         first_stride: of the first convolution.
-        optimiser: and
-        schedule: of the training.
+        optimiser: how the weights are moved.
+        schedule: how long, and at which learning rate.
         mirrored: whether half of the images are shown mirrored in training.
         workers: processes that load images.
         training: what is learned from: images uint8 `[C, side, side]`, their class, and the middles of head and body,

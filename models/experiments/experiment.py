@@ -30,8 +30,8 @@ class Settings:
         full: whether to follow the published schedule rather than the default budget.
         steps: trains every network for so many steps, whatever the budget says.
         collections: photographs of house numbers, beside what is learned from.
-        model: a reader, and
-        twin: another to compare it with; artifacts or weights.
+        model: a reader, artifact or weights.
+        twin: what it is compared with, likewise.
         track: `range(total)` with a progress bar of that description.
     """
 

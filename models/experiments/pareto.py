@@ -1,4 +1,4 @@
-"""What is worth its cost: the readers that no other one beats in both."""
+"""The Pareto front of cost and accuracy."""
 
 from collections.abc import Mapping
 
@@ -8,8 +8,7 @@ from models.experiments.experiment import Cells
 
 
 def front(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names of the points (cost, accuracy) than which none is at most as dear and more accurate, or cheaper and at
-    least as accurate; from the cheapest to the dearest."""
+    """The Pareto front: the names of the points (cost, accuracy) that no other dominates, cheapest first."""
     best = []
     for name, (cost, accuracy) in points.items():
         others = (point for other, point in points.items() if other != name)

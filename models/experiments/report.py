@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
@@ -27,8 +26,6 @@ BOX_COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#cc79a7")
 
 Example = tuple[NDArray[np.float32], NDArray[np.float32]]
 """An image and the outlines in it, as `gallery` takes them."""
-
-matplotlib.use("agg")
 
 
 def write_report(

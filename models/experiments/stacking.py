@@ -35,7 +35,7 @@ class Stack(nn.Module):
     """Float `[N, 1, 28, 28]` -> logits, and each transformer's box in the input, `[N, K, 4, 2]`.
 
     Attributes:
-        as_one: whether all transformers are made one, which samples the input once by the product of their thetas.
+        as_one: whether the input is sampled once, by the product of all thetas, before any other layer.
     """
 
     def __init__(self, kind: str, filters: int) -> None:
@@ -88,7 +88,7 @@ def draw(digits: Digits, index: Tensor, generator: Generator) -> tuple[Tensor, T
 
 
 def run(settings: Settings) -> Result:
-    """Train all networks on the same images; then make the transformers of each one."""
+    """Train all networks on the same images, and ask each again with its transformers replaced by their product."""
     split = load_digits(settings.data)
     images, labels = held_out(split.test, draw)
     figures: Cells = {}

@@ -246,7 +246,7 @@ class CompactReader(nn.Module):
 
 
 def compact(height: int, width: int) -> CompactReader:
-    """The reader we ship. Raises ValueError for a height or width that is not even."""
+    """Finds what it reads by a connected layer. Raises ValueError for a height or width that is not even."""
     _check_even(height, width)
     localisation = connected_localisation(height, width)
     transformer = SpatialTransformer(localisation, LOCALISATION_FEATURES, (height, width), WINDOW, OVERSAMPLING)

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -14,8 +13,6 @@ from models.data.shards import write_text
 
 METRICS = "metrics.jsonl"
 CURVES = "curves.png"
-
-matplotlib.use("agg")
 
 
 class Journal:
