@@ -13,7 +13,7 @@ from tiny_reader import metadata as tiny_metadata
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from models.data.sample import Sample
-from models.evaluation.box_coverage import covered_share
+from models.evaluation.box_coverage import covered_share, overlap
 from models.evaluation.evaluate import read_samples
 from models.readers import READERS, SIDE_BY_SIDE, ReaderSpec, build_reader
 from models.transformer import ParallelTransformers
@@ -73,6 +73,16 @@ def test_outlines_that_are_known(outline: list[tuple[float, float]], share: floa
     assert covered_share(REGION, in_pixels(outline)) == pytest.approx(share, abs=1e-9)
 
 
+def test_overlap_is_the_intersection_over_the_union() -> None:
+    around = Region(-5, -5, 10, 10)
+    left, right = [[(x - 1, -1.0), (x + 1, -1.0), (x + 1, 1.0), (x - 1, 1.0)] for x in (0.0, 1.0)]
+    assert overlap(around, left, left) == pytest.approx(1)
+    assert overlap(around, left, right) == pytest.approx(1 / 3)
+    assert overlap(around, left, [(x + 3, y) for x, y in left]) == pytest.approx(0)
+    assert overlap(around, [(x + 9, y) for x, y in left], left) == pytest.approx(0)
+    assert overlap(Region(10, 10, 1, 1), left, right) == 0
+
+
 def test_side_by_side_are_the_readers_with_parallel_transformers() -> None:
     found = set()
     for name in READERS:
@@ -98,3 +108,18 @@ def test_a_number_may_lie_in_several_boxes_side_by_side(tmp_path: Path) -> None:
     assert shares["tiny"] == pytest.approx(held[-1].mean(), abs=0.01)
     assert shares["parallel"] == pytest.approx((held[0] | held[1]).mean(), abs=0.01)
     assert (held[0] | held[1]).mean() > held[-1].mean() + 0.05
+
+
+def test_boxes_overlap_by_what_both_hold_of_what_either_does(engine: OnnxEngine) -> None:
+    """Beyond the view too; every view of the tiny reader's has the same boxes."""
+    photograph = png("12", side=100)
+    samples = [Sample(photograph, "12", region, "s", "c") for region in (None, Region(20, 30, 50, 40))]
+    ticks = (np.arange(1000) + 0.5) / 250 - 2
+    points = np.stack(np.meshgrid(ticks, ticks), axis=-1)
+    first, second = (
+        np.abs((points - theta[:, 2]) @ np.linalg.inv(theta[:, :2]).T).max(axis=-1) <= 1 for theta in THETA
+    )
+    expected = (first & second).sum() / (first | second).sum()
+    assert 0 < expected < 1
+    for _, outcome in read_samples(Reader(engine), samples):
+        assert outcome.overlap == pytest.approx(expected, abs=0.01)

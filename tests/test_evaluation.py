@@ -263,6 +263,9 @@ def test_command_writes_table_json_and_contact_sheet(artifact: Path, collection:
     first, _ = overall["box_coverage"]["transformers"]
     assert first["mean"] == pytest.approx(0.375)
     assert overall["box_coverage"]["n"] == 3
+    assert (
+        f"overlap of two boxes (intersection ÷ union), mean: {overall['box_coverage']['overlap']:.1%}" in result.stdout
+    )
     assert np.array(report["confusion"]).sum() == 4 * 5
     assert [(e["source"], e["label"], e["read"]) for e in report["errors"]] == [
         ("b.png", "8", "7"),

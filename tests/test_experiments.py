@@ -340,13 +340,6 @@ def test_two_digits_are_read_in_order_or_added(mnist: Path, place: str) -> None:
     assert torch.equal(read.sum(dim=1), added)
 
 
-def test_overlap_is_the_intersection_over_the_union() -> None:
-    left, right = [[(x - 1, -1.0), (x + 1, -1.0), (x + 1, 1.0), (x - 1, 1.0)] for x in (0.0, 1.0)]
-    assert two_digits.overlap(left, left) == pytest.approx(1)
-    assert two_digits.overlap(left, right) == pytest.approx(1 / 3)
-    assert two_digits.overlap(left, [(x + 3, y) for x, y in left]) == pytest.approx(0)
-
-
 def test_a_box_follows_the_digit_that_it_moves_with() -> None:
     centres = torch.randn(50, 2, 2, generator=generator()) * 0.3
     square = torch.tensor([[-0.3, -0.3], [0.3, -0.3], [0.3, 0.3], [-0.3, 0.3]])

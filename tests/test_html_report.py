@@ -91,13 +91,15 @@ def test_a_transformer_at_the_identity_covers_everything(nudge: float) -> None:
 
 def test_box_coverage_summarises_each_transformer() -> None:
     shares = [(k / 10, 1.0) for k in range(11)]
-    coverage = BoxCoverage.of(shares, [1.0, 0.95, 0.5])
+    coverage = BoxCoverage.of(shares, [1.0, 0.95, 0.5], [0.25, 0.5])
     first, second = coverage.transformers
     assert (first.mean, first.median, first.p10, first.p90) == pytest.approx((0.5, 0.5, 0.1, 0.9))
     assert second.p10 == 1.0
     assert (coverage.n, coverage.numbers) == (11, 3)
     assert (coverage.number_share, coverage.whole_numbers) == pytest.approx((2.45 / 3, 2 / 3))
-    assert BoxCoverage.of(shares, []).number_share is None
+    assert coverage.overlap == 0.375
+    nothing_known = BoxCoverage.of(shares, [], [])
+    assert (nothing_known.number_share, nothing_known.overlap) == (None, None)
 
 
 def png(*numbers: str, side: int = 10) -> bytes:

@@ -1,10 +1,11 @@
-"""How much of what they could look at the transformers' boxes cover, and how much of the number."""
+"""How much of what they could look at the transformers' boxes cover, how much of the number, and of each other."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,13 @@ def _length(shapes: Sequence[Array], height: float) -> float:
     return length
 
 
+def overlap(around: Region, first: Outline, second: Outline) -> float:
+    """Intersection over union of two outlines, as far as they lie in the region `around`; 0 where neither does."""
+    apart = covered_share(around, first) + covered_share(around, second)
+    union = covered_share(around, first, second)
+    return (apart - union) / union if union else 0.0
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean, median and the 10th and 90th percentile of some shares."""
@@ -96,6 +104,7 @@ class BoxCoverage:
     numbers: how many of the samples have a known number box; for these,
     number_share: the mean share of the number box that lies in what the reader reads from (see `Outcome`), and
     whole_numbers: how often that is at least WHOLE_NUMBER; both None where no number box is known.
+    overlap: the mean `overlap` of two of the boxes (see `Outcome`); None with fewer than two.
     """
 
     n: int
@@ -103,10 +112,14 @@ class BoxCoverage:
     numbers: int
     number_share: float | None
     whole_numbers: float | None
+    overlap: float | None
 
     @classmethod
-    def of(cls, view_shares: Sequence[tuple[float, ...]], number_shares: Sequence[float]) -> BoxCoverage:
-        """From a share for each transformer, of each sample, and the samples' known shares of the number box."""
+    def of(
+        cls, view_shares: Sequence[tuple[float, ...]], number_shares: Sequence[float], overlaps: Sequence[float]
+    ) -> BoxCoverage:
+        """From a share for each transformer, of each sample; the samples' known shares of the number box; and how much
+        the boxes of each sample overlap, if there are several."""
         numbers = len(number_shares)
         return cls(
             n=len(view_shares),
@@ -114,4 +127,5 @@ class BoxCoverage:
             numbers=numbers,
             number_share=sum(number_shares) / numbers if numbers else None,
             whole_numbers=sum(share >= WHOLE_NUMBER for share in number_shares) / numbers if numbers else None,
+            overlap=fmean(overlaps) if overlaps else None,
         )

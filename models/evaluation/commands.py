@@ -83,6 +83,9 @@ def evaluate(
     report = Report.of(outcomes)
     # Printed first: files that cannot be written must not cost the user the figures.
     Console().print(_table(report))
+    boxes = report.overall.boxes
+    if boxes and boxes.overlap is not None:
+        click.echo(f"overlap of two boxes (intersection ÷ union), mean: {percent(boxes.overlap)}")
     for outcome in report.errors:
         if outcome.error:
             click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import combinations
+from statistics import fmean
 
 from models.data.sample import Sample
 from models.data.shards import chunks
-from models.evaluation.box_coverage import covered_share
+from models.evaluation.box_coverage import covered_share, overlap
 from models.evaluation.report import Outcome, Report
 from models.readers import SIDE_BY_SIDE
 from service.errors import ServiceError
@@ -47,6 +49,9 @@ def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading, *, s
     corners = [box.corners for box in reading.boxes]
     read_from = corners if side_by_side else corners[-1:]
     box = sample.number_box
+    # Boxes may reach beyond the view: this much of them is compared.
+    around = view.region.enlarged(4.0)
+    overlaps = [overlap(around, first, second) for first, second in combinations(corners, 2)]
     return replace(
         unread,
         read=reading.number,
@@ -54,6 +59,7 @@ def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading, *, s
         accepted=reading.accepted,
         view_shares=tuple(covered_share(view.region, looked_at) for looked_at in corners),
         number_share=covered_share(box, *read_from) if box is not None and corners else None,
+        overlap=fmean(overlaps) if overlaps else None,
     )
 
 

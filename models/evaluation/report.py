@@ -51,6 +51,7 @@ class Outcome:
     view_shares: for each transformer, the share of the view that its box covers.
     number_share: the share of the number's true box in what the reader reads from: the last transformer's box, or all
         boxes together where the transformers stand side by side; None where a box is missing.
+    overlap: intersection over union of two of the boxes, the mean over all pairs; None with fewer than two.
     """
 
     collection: str
@@ -63,6 +64,7 @@ class Outcome:
     digit_height: float | None = None
     view_shares: tuple[float, ...] = ()
     number_share: float | None = None
+    overlap: float | None = None
 
     @property
     def correct(self) -> bool:
@@ -141,11 +143,12 @@ class Breakdown:
         by_height = _grouped([o for o in outcomes if o.label], lambda outcome: outcome.height_group)
         looked = [outcome.view_shares for outcome in outcomes if outcome.view_shares]
         contained = [outcome.number_share for outcome in outcomes if outcome.number_share is not None]
+        overlaps = [outcome.overlap for outcome in outcomes if outcome.overlap is not None]
         return cls(
             Figures.of(outcomes),
             {length: Figures.of(by_length[length]) for length in sorted(by_length)},
             {g: Figures.of(by_height[g]) for g in (*DIGIT_HEIGHTS, UNKNOWN_HEIGHT) if g in by_height},
-            BoxCoverage.of(looked, contained) if looked else None,
+            BoxCoverage.of(looked, contained, overlaps) if looked else None,
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
-from models.evaluation.box_coverage import covered_share
+from models.evaluation.box_coverage import overlap
 from models.experiments.digits import Digits, load_digits
 from models.experiments.distortions import RTS_SIDE, anywhere, placed, uniform, warp
 from models.experiments.experiment import Cells, Experiment, Result, Settings, Table, correlation, ratios
@@ -39,6 +39,8 @@ BESIDE_X, BESIDE_Y = (0.33, 0.53), (-0.5, 0.5)
 """Where the right digit's centre lies, normalised; the left one's is as far on the other side."""
 MEASURED = 200
 """Test images whose boxes are measured."""
+AROUND = Region(-5, -5, 10, 10)
+"""Five times the image, normalised: boxes are compared as far as they lie in it."""
 
 MODELS = {"CNN": None, "2 x ST-CNN affine": "affine", "2 x ST-CNN TPS": "TPS"}
 TASKS = {"added": (19,), "read": (2, 10)}
@@ -170,21 +172,13 @@ def followed(outlines: Tensor, centres: Tensor) -> dict[str, float]:
         outlines: `[N, 2, M, 2]`.
         centres: of the digits, `[N, 2, 2]`.
     """
-    overlaps = [overlap(*boxes) for boxes in outlines.tolist()]
+    overlaps = [overlap(AROUND, *boxes) for boxes in outlines.tolist()]
     figures = {"overlap": 100 * sum(overlaps) / len(overlaps)}
     for box in range(2):
         for digit in range(2):
             with_digit = correlation(outlines[:, box].mean(dim=1), centres[:, digit])
             figures[f"box {box + 1} with digit {digit + 1}"] = 100 * with_digit
     return figures
-
-
-def overlap(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> float:
-    """Intersection over union of two outlines, normalised, as far as they lie within five times the image."""
-    around = Region(-5, -5, 10, 10)
-    apart = covered_share(around, first) + covered_share(around, second)
-    union = covered_share(around, first, second)
-    return (apart - union) / union if union else 0.0
 
 
 EXPERIMENT = Experiment(
