@@ -68,6 +68,7 @@ def create_app(
         version=version("housenumber"),
         description="Reads house numbers from photographs with a spatial transformer network.",
         redoc_url=None,
+        redirect_slashes=False,  # it would send callers to whatever host and scheme their request names
         lifespan=lifespan,
     )
     app.state.lifecycle = lifecycle

@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BadRequest, Internal, RequestTimeout, ServiceError, Unauthorized, Unavailable
@@ -141,7 +142,24 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     code = phrase.lower().replace(" ", "_")
-    return _problem(request, error.status_code, code, phrase, str(error.detail), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    detail = str(error.detail)
+    if detail == phrase and error.status_code == HTTPStatus.NOT_FOUND:
+        detail = _what_there_is(request)
+    elif detail == phrase and "Allow" in headers:
+        methods = headers["Allow"].split(", ")
+        headers["Allow"] = ", ".join(sorted({*methods, "HEAD"} if "GET" in methods else methods))
+        detail = f"{request.scope['path'][:80]} takes {headers['Allow']}, not {request.method}"
+    return _problem(request, error.status_code, code, phrase, detail, headers)
+
+
+def _what_there_is(request: Request) -> str:
+    """Said of a path that is none."""
+    path: str = request.scope["path"]
+    near = {**request.scope, "path": path.rstrip("/")}
+    if path.endswith("/") and any(route.matches(near)[0] is not Match.NONE for route in request.app.routes):
+        return f"there is no {path[:80]}; {near['path'][:80]} is meant"
+    return f"there is no {path[:80]}; /docs says what there is"
 
 
 def _of_service_error(request: Request, error: ServiceError) -> Response:

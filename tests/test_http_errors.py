@@ -454,11 +454,33 @@ def test_a_fault_outside_the_engine_is_internal_too(client: httpx.Client, monkey
     assert client.post("/predict", content=plain("1")).status_code == 200
 
 
-def test_wrong_paths_and_methods_are_problems_too(client: httpx.Client) -> None:
-    assert problem_of(client.get("/nothing")) == (404, "not_found")
-    response = client.get("/predict")
-    assert problem_of(response) == (405, "method_not_allowed")
-    assert "POST" in response.headers["allow"]
+def test_wrong_paths_and_methods_are_problems_that_say_what_there_is(client: httpx.Client) -> None:
+    for path, mention in (
+        ("/predicts", "there is no /predicts; /docs says what there is"),
+        ("/predict/", "there is no /predict/; /predict is meant"),
+        ("/predict//", "there is no /predict//; /predict is meant"),
+        ("/predicts/", "there is no /predicts/; /docs says what there is"),
+        ("//", "there is no //; /docs says what there is"),
+        ("/static-offline-docs/none", "there is no /static-offline-docs/none; /docs says what there is"),
+        ("/" + "x" * 1000, f"there is no /{'x' * 79}; /docs says what there is"),
+    ):
+        response = client.get(client.base_url.copy_with(raw_path=path.encode()))
+        assert problem_of(response) == (404, "not_found")
+        assert response.json()["detail"] == mention
+    answer = client.post("/v2/models/tiny/infer/", headers={"Host": "elsewhere.example"})
+    assert (answer.status_code, answer.json()) == (
+        404,
+        {"error": "there is no /v2/models/tiny/infer/; /v2/models/tiny/infer is meant"},
+    )
+    for method, path, allowed in (
+        ("GET", "/predict", "POST"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("PUT", "/docs", "GET, HEAD"),
+    ):
+        response = client.request(method, path)
+        assert problem_of(response) == (405, "method_not_allowed")
+        assert response.headers["allow"] == allowed
+        assert response.json()["detail"] == f"{path} takes {allowed}, not {method}"
 
 
 def test_the_table_is_the_contracts() -> None:
