@@ -48,6 +48,7 @@ class StrictHttp(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
+        self._answering.close = self.transport.close  # and leaves no circle for the garbage collector
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
