@@ -39,6 +39,8 @@ GROWTH = 0.05
 """By which share the server's memory may be larger at the end than after the first tenth: requests differ in size."""
 _TOO_LATE = 504
 """Right for those who say how long they wait: as little as a millisecond."""
+_NOT_SERVED = 501
+"""Right for odd transfer codings."""
 _LEAVES_AFTER_S = 0.005
 """Time for the server to begin with what it was sent."""
 _RESET = struct.pack("ii", 1, 0)
@@ -74,7 +76,9 @@ class Attack:
         except TimeoutError:
             self.failures[index] = f"{request.kind}: neither answered nor closed within {ANSWER_S:g} s"
             return
-        is_right = status == _TOO_LATE and b"timeout" in request.sent.lower()
+        sent = request.sent.lower()
+        is_right = status == _TOO_LATE and b"timeout" in sent
+        is_right |= status == _NOT_SERVED and b"transfer-encoding" in sent
         if (status >= 500 and not is_right) or b'"code":"internal"' in body or (is_good and status != 200):
             self.failures[index] = f"{request.kind}: {status or 'closed'} {body[:200]!r}"
         self.outcomes[f"{request.kind}: {status or 'closed'}"] += 1
