@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from fastapi import Depends, HTTPException, Request
+from fastapi import Depends, Request
 from fastapi.security import APIKeyHeader, HTTPBearer
 from fastapi.security.utils import get_authorization_scheme_param
 
-from service.errors import Unauthorized
+from service.errors import Forbidden, Unauthorized
 from service.keys import Keys, KeysError
 from service.metrics import Metrics
 from service.rate_limit import RateLimit
@@ -73,11 +73,15 @@ class Access:
         _bearer: Annotated[object, Depends(_bearer)],
         _header: Annotated[object, Depends(_key_header)],
     ) -> None:
-        """As `guard`, for admin keys alone; 403 where there are none."""
+        """As `guard`, for admin keys alone. Raises Forbidden where there are none, and for a key that is none."""
         if not self._admin_keys:
-            raise HTTPException(403, "this is off; to turn it on, set admin_keys or admin_keys_file")
-        request.state.key = self._admin_keys.name_of(_offers(request))
+            raise Forbidden("this is off; to turn it on, set admin_keys or admin_keys_file")
+        offers = _offers(request)
+        request.state.key = self._admin_keys.name_of(offers)
         if request.state.key is None:
+            request.state.key = self._keys.name_of(offers)
+            if request.state.key is not None:
+                raise Forbidden("an admin key is needed, and this API key is none")
             raise Unauthorized("an admin key is needed: `Authorization: Bearer KEY` or `X-API-Key: KEY`")
 
     def charge(self, request: Request, images: int) -> None:

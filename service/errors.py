@@ -32,6 +32,12 @@ class Unauthorized(ServiceError):
     code, status, title = "unauthorized", 401, "A valid API key is needed"
 
 
+class Forbidden(ServiceError):
+    """The route is not for this key, or for nobody."""
+
+    code, status, title = "forbidden", 403, "This is not allowed"
+
+
 class RequestTimeout(ServiceError):
     """The rest of the request does not come."""
 

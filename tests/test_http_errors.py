@@ -490,6 +490,7 @@ def test_the_table_is_the_contracts() -> None:
     assert {(leaf.status, leaf.code) for leaf in leaves(ServiceError)} == {
         (400, "bad_request"),
         (401, "unauthorized"),
+        (403, "forbidden"),
         (408, "request_timeout"),
         (413, "too_large"),
         (415, "unsupported_media_type"),
