@@ -40,6 +40,7 @@ from service.settings import ENV_PREFIX, Settings
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 TARGETS = ("cpu", "gpu")
+DOCUMENTATION = (ROOT / "docs/deployment.md").read_text()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 READERS = ("reader", "reader-gpu")
 PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text())
@@ -193,7 +194,10 @@ def test_a_service_is_locked_down(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name not in READERS])
 def test_an_image_of_others_is_pinned(name: str) -> None:
-    assert re.fullmatch(r"[\w/]+:v?\d+\.\d+(\.\d+)?(-\w+)?", SERVICES[name]["image"])
+    image = SERVICES[name]["image"]
+    assert re.fullmatch(r"[\w/]+:v?\d+\.\d+(\.\d+)?(-\w+)?", image)
+    moving, exact = DOCUMENTATION.split("**Images of others.**")[1].split("exact versions")
+    assert f"`{image}`" in (exact if re.search(r":v?\d+\.\d+\.\d+", image) else moving)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -215,6 +219,22 @@ def test_a_reader_is_the_image(name: str) -> None:
     # Threads follow the limit; memory must do for the largest images in all of them, 16 bytes a pixel at worst.
     limits = service["deploy"]["resources"]["limits"]
     assert int(limits["memory"].removesuffix("G")) * 2**30 > float(limits["cpus"]) * settings.max_pixels * 16
+
+
+def test_the_variables_of_compose_are_documented() -> None:
+    asked = re.findall(r"\$\{(\w+):-([^}]*)\}", (ROOT / "docker-compose.yml").read_text())
+    rows = re.findall(r"^\| (`[A-Z_`, ]+`) \| (.*?) \|", DOCUMENTATION, re.MULTILINE)
+    told = {name: defaults for names, defaults in rows for name in re.findall(r"\w+", names)}
+    assert set(told) == {name for name, _ in asked} | {"COMPOSE_PROFILES"}  # which is Compose's own
+    assert all(default in told[name] for name, default in asked)
+
+
+def test_there_is_room_for_the_readers_that_are_documented() -> None:
+    room = re.search(r"server-template reader 1-(\d+) ", CONFIGURATION.read_text())
+    assert room
+    assert f"readers on the CPU, at most {room[1]} |" in DOCUMENTATION
+    # Of a new image as many are started beside the old ones.
+    assert f"room for {room[1]}, so at most {int(room[1]) // 2} can be renewed" in DOCUMENTATION
 
 
 def test_gpu_readers_have_the_readers_name_and_start_only_when_asked_to() -> None:
