@@ -10,7 +10,7 @@ else
 SERVE_INSTALL := -e .
 endif
 
-.PHONY: help serve test check bench retrain
+.PHONY: help serve test check bench retrain twin
 
 help: ## What there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -45,6 +45,11 @@ retrain: data/synthetic.done data/without-number.done data/first-generator.done 
 	$(BIN)/housenumber train compact_points_finish --initial runs/compact_points/weights.safetensors \
 		--data data/first-generator --data data/without-number --data data/synthetic
 	$(BIN)/housenumber train compact_points_turned --initial runs/compact_points_finish/weights.safetensors \
+		--data data/more --data data/more-without-number --data data/synthetic
+
+twin: data/synthetic.done data/more.done ## Train the reader's twin without a transformer, for `housenumber experiment invariance`
+	$(BIN)/housenumber train compact_cnn --data data/synthetic
+	$(BIN)/housenumber train compact_cnn_turned --initial runs/compact_cnn/weights.safetensors \
 		--data data/more --data data/more-without-number --data data/synthetic
 
 data/synthetic.done: $(VENV)/.dev
