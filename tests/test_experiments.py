@@ -125,7 +125,8 @@ def test_an_experiment_leaves_figures_tables_and_pictures_that_its_seed_decides(
     told = json.loads((twice / "result.json").read_text())
     assert [run["seed"] for run in told["seeds"]] == [0, 1]
     assert all(set(run["figures"]) == tables for run in told["seeds"])
-    assert told["settings"] == {"full": False, "steps": 1, "data": str(mnist)}
+    more_cells = {"all": False} if name in ("distorted-digits", "two-digits") else {}
+    assert told["settings"] == {"full": False, "steps": 1, "data": str(mnist)} | more_cells
     assert {"housenumber", "torch", "numpy", "python"} <= set(told["versions"])
     table = (twice / "table.md").read_text()
     assert "--steps 1, 2 seeds" in table
@@ -134,6 +135,38 @@ def test_an_experiment_leaves_figures_tables_and_pictures_that_its_seed_decides(
     assert call(name, "--data", mnist, "--steps", 1, "--out", once).exit_code == 0
     assert json.loads((once / "result.json").read_text())["seeds"] == told["seeds"][:1]
     assert told["seeds"][0]["details"] != told["seeds"][1]["details"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "columns"),
+    [
+        ("distorted-digits", tuple(MODELS), tuple(DISTORTIONS)),
+        ("two-digits", tuple(two_digits.MODELS), two_digits.COLUMNS),
+    ],
+)
+def test_all_cells_can_be_trained_at_the_default_budget(
+    mnist: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
+) -> None:
+    for module in (distorted_digits, two_digits):
+        monkeypatch.setattr(module, "PARAMETERS", 40_000)
+    result = call(name, "--data", mnist, "--steps", 1, "--all", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (told["settings"]["full"], told["settings"]["all"]) == (False, True)
+    figures = told["seeds"][0]["figures"]["error"]
+    assert {row: tuple(cells) for row, cells in figures.items()} == dict.fromkeys(rows, columns)
+    assert "--steps 1, all cells, 1 seed" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_experiments_without_more_cells_refuse_to_train_all(mnist: Path) -> None:
+    result = call("stacking", "--data", mnist, "--all")
+    assert result.exit_code == 2
+    assert "stacking takes no --all" in result.output
 
 
 def test_nearest_sampling_leaves_the_boxes_where_they_start(mnist: Path, tmp_path: Path) -> None:
@@ -385,6 +418,9 @@ def test_the_default_budget_has_its_own_localisation_and_start(name: str) -> Non
         outline = network(torch.rand(2, 1, distortion.side, distortion.side))[1][:, 0]
         torch.testing.assert_close(outline.abs().amax(dim=(1, 2)), torch.full((2,), side))
     assert MODELS["CNN"].network(distortion, 100_000, default).transformers is None
+    connected = MODELS["ST-FCN affine"].network(distortion, 100_000, default).transformers
+    assert connected is not None
+    assert not any(isinstance(layer, torch.nn.Conv2d) for layer in connected.localisation.modules())
 
 
 def test_the_default_budget_normalises_every_convolution_and_the_full_one_none(tmp_path: Path) -> None:

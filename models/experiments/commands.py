@@ -26,6 +26,12 @@ EXPERIMENTS = {
 @click.command()
 @click.argument("name", type=click.Choice(list(EXPERIMENTS)))
 @click.option("--full", is_flag=True, help="Follow the published schedule: days on a CPU.")
+@click.option(
+    "--all",
+    "every",
+    is_flag=True,
+    help="For distorted-digits and two-digits: train for all cells of the table, at the default budget.",
+)
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Runs, for mean and spread.")
 @click.option(
     "--data",
@@ -54,6 +60,7 @@ EXPERIMENTS = {
 def experiment(
     name: str,
     full: bool,
+    every: bool,
     seeds: int,
     data: Path | None,
     collections: tuple[Path, ...],
@@ -68,7 +75,13 @@ def experiment(
     """
     found = importlib.import_module(EXPERIMENTS[name]).EXPERIMENT
     assert isinstance(found, Experiment)
-    special: dict[str, object] = {"data": data, "collections": collections, "model": model, "twin": twin}
+    special: dict[str, object] = {
+        "all": every,
+        "data": data,
+        "collections": collections,
+        "model": model,
+        "twin": twin,
+    }
     for option, value in special.items():
         if value and option not in found.options:
             raise click.UsageError(f"{name} takes no --{option}")
@@ -83,7 +96,9 @@ def experiment(
                 def track(total: int, description: str) -> Iterable[int]:
                     return bar.track(range(total), total, description=description)
 
-                results.append(found.run(Settings(seed, folder, data, full, steps, collections, model, twin, track)))
+                results.append(
+                    found.run(Settings(seed, folder, data, full, every, steps, collections, model, twin, track))
+                )
     except ExperimentError as error:
         raise click.UsageError(str(error)) from error
     settings = {"full": full, "steps": steps, **{option: special[option] for option in found.options}}

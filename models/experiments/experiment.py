@@ -27,7 +27,8 @@ class Settings:
         seed: everything random follows from it: the same seed gives the same figures, on one kind of machine.
         out: folder that takes what the experiment writes itself; it exists.
         data: what `--data` gave; what it has to be is the experiment's to say.
-        full: whether to follow the published schedule rather than the default budget.
+        full: whether to follow the published schedule rather than the default budget, in every cell.
+        every: whether the default budget too is for every cell of the tables, not for the few that answer the question.
         steps: trains every network for so many steps, whatever the budget says.
         collections: photographs of house numbers, beside what is learned from.
         model: a reader, artifact or weights.
@@ -39,6 +40,7 @@ class Settings:
     out: Path
     data: Path | None = None
     full: bool = False
+    every: bool = False
     steps: int | None = None
     collections: tuple[Path, ...] = ()
     model: Path | None = None

@@ -66,7 +66,7 @@ def write_report(
         else "published schedule"
         if settings["full"]
         else "default budget"
-    )
+    ) + (", all cells" if settings.get("all") else "")
     lines = [
         f"# {experiment.title}",
         "",

@@ -52,7 +52,7 @@ PLACES: dict[str, tuple[int, int, Sequence[Matrix]]] = {
 """Where the two digits are: channels, side in pixels, and where two transformers start."""
 COLUMNS = tuple(f"{place}, {task}" for place in PLACES for task in TASKS)
 DEFAULT_COLUMNS = ("two channels, added", "one image, read")
-"""What the default budget is for; `--full` trains all."""
+"""What the default budget is for; `--all` and `--full` train all."""
 
 PUBLISHED = {
     "CNN": {"two channels, added": 14.7},
@@ -129,7 +129,7 @@ def two_digit_network(
 def run(settings: Settings) -> Result:
     """Train every network on every task of the budget, and measure its boxes."""
     split = load_digits(settings.data)
-    columns = COLUMNS if settings.full else DEFAULT_COLUMNS
+    columns = COLUMNS if settings.full or settings.every else DEFAULT_COLUMNS
     parameters = FULL_PARAMETERS if settings.full else PARAMETERS
     localisation = convolutional_localisation if settings.full else point_localisation
     errors: Cells = {name: {} for name in MODELS}
@@ -206,6 +206,8 @@ EXPERIMENT = Experiment(
         " at the whole image, in one image at its left and its right half. The paper gives figures for the sum of two"
         " channels alone, from a fully connected network behind the transformers.",
         f"{DEFAULT_TRAINING} A quarter of the parameters, a localisation that reads points from its last map in the"
-        " place of the paper's connected layer, and two of the four tasks; --full trains all as the paper does.",
+        " place of the paper's connected layer, and without --all two of the four tasks; --full trains all as the"
+        " paper does.",
     ),
+    options=("data", "all"),
 )
