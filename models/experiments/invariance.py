@@ -98,8 +98,8 @@ def _engines(settings: Settings) -> tuple[Engine, Engine]:
     model, twin = settings.model or DEFAULT_MODEL, settings.twin or TWIN
     if not twin.is_file():
         raise ExperimentError(
-            f"there is no twin without transformers at {twin}: `make twin` trains it, in some four hours on two CPUs, or"
-            " name another with --twin"
+            f"there is no twin without transformers at {twin}: `make twin` trains it, in some four hours on two CPUs;"
+            " or name another with --twin"
         )
     return load_engine(model, "auto"), load_engine(twin, "auto")
 
