@@ -148,10 +148,15 @@ def test_a_small_photograph_is_enlarged_with_its_boxes() -> None:
 
 
 @pytest.mark.parametrize("far", [1e4, 1e9, 1e30])
-def test_a_box_outside_the_image_is_no_trouble(far: float) -> None:
+def test_a_box_outside_the_image_or_of_no_size_leaves_the_label(far: float) -> None:
     outside = box(0, (-far, -far), (far, -far), (far, far), (-far, far))
-    draw(ground(600, 400), [reading(outside)], [None])
-    draw(ground(600, 400), [reading(box(0, (5, 5), (5, 5), (5, 5), (5, 5)))], [None])
+    nothing = box(0, (5, 5), (5, 5), (5, 5), (5, 5))
+    label = painted(draw(ground(600, 400), [reading()], [None]), "white")
+    assert label.any()
+    for looked_at in (outside, nothing):
+        picture = draw(ground(600, 400), [reading(looked_at)], [None])
+        assert picture.size == (600, 400)
+        assert np.array_equal(painted(picture, "white"), label)
 
 
 def test_no_readings_leave_a_copy() -> None:

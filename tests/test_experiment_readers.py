@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +32,8 @@ from models.experiments.invariance import SHARE, TURNED, lost
 from models.experiments.pareto import front
 from models.experiments.readers import RATIO
 from models.readers import READERS
+from models.training import loop
+from models.training.recipe import Recipe
 from service.geometry import Region
 from service.imaging import Photo
 
@@ -104,37 +108,56 @@ def test_readers_from_end_to_end(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.usefixtures("miniature")
-def test_the_same_seed_gives_the_same_reader(tmp_path: Path) -> None:
-    artifacts = []
-    for seed in (1, 1, 2):
-        settings = Settings(seed, tmp_path, steps=2)
-        training, held_out = readers._samples(settings)
-        recipe, _ = readers._plan("parallel", 32, settings)
-        readers._train(recipe, training, held_out, tmp_path / "parallel.onnx", "parallel", settings)
-        artifacts.append((tmp_path / "parallel.onnx").read_bytes())
-    assert artifacts[0] == artifacts[1] != artifacts[2]
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five numbers, each a collection of its own; two are to be held out."""
+    monkeypatch.setattr(readers, "HELD_OUT", 2)
+    made = (replace(render(index, 9, (BUILT_IN,)), collection=f"number {index}") for index in range(5))
+    write_shards(made, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def alone(miniature: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader at one size."""
+    monkeypatch.setattr(readers, "READERS", {"parallel": READERS["parallel"]})
+    monkeypatch.setattr(readers, "REFERENCE", "parallel")
+    monkeypatch.setattr(readers, "FRAMINGS", {"tight": 32})
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_same_seed_gives_the_same_reader(shards: Path, tmp_path: Path) -> None:
+    """What it answers to the same numbers says which it is."""
+    first, again, other = (readers.run(Settings(seed, tmp_path, shards, steps=2)).details for seed in (1, 1, 2))
+    assert first == again != other
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_all_multiply_equally_often(tmp_path: Path, full: bool) -> None:
     rows = []
     for name in ("compact", "cnn", "st_cnn_multi"):
-        recipe, row = readers._plan(name, 64, Settings(0, tmp_path, full=full))
+        recipe, row = readers.plan(name, 64, Settings(0, tmp_path, full=full))
         rows.append(row["steps"] * recipe.schedule.batch_size * row["M multiplications"] * 1e6)
         assert (recipe.optimiser.name, recipe.schedule.batch_size) == (("sgd", 128) if full else ("adamw", 32))
     budget = readers.FULL_MULTIPLICATIONS if full else readers.MULTIPLICATIONS
     assert rows == pytest.approx([budget] * len(rows), rel=0.05)
 
 
-@pytest.mark.usefixtures("miniature")
-def test_shards_take_the_place_of_synthetic_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers, "HELD_OUT", 2)
-    made = [render(index, 9, (BUILT_IN,)) for index in range(5)]
-    write_shards(made, tmp_path / "shards")
-    training, held_out = readers._samples(Settings(0, tmp_path, data=tmp_path / "shards"))
-    assert [sample.source for sample in training + held_out] == [sample.source for sample in made]
-    assert len(held_out) == 2
+@pytest.mark.usefixtures("alone")
+def test_shards_take_the_place_of_synthetic_numbers(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned_from: list[list[str]] = []
+    train = loop.train
+
+    def noted(recipe: Recipe, training: list[Sample], *others: Any, **options: Any) -> Path:
+        learned_from.append([sample.collection for sample in training])
+        return train(recipe, training, *others, **options)
+
+    monkeypatch.setattr(loop, "train", noted)
+    read = readers.run(Settings(0, tmp_path, shards, steps=1)).details["tight"]["parallel"]
+    assert learned_from == [["number 0", "number 1", "number 2"]]
+    assert list(read) == ["number 3", "number 4"]
     result = experiment("readers", "--data", collection(tmp_path / "no-shards", "1"), "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "no-shards" in result.output

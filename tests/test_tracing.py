@@ -111,6 +111,7 @@ def _check_the_stages(traces: Traces, stages: list[str]) -> None:
 def test_the_spans_are_as_long_as_the_answer_says(traces: Traces) -> None:
     timing = traces.client.post("/predict", content=plain("42")).json()["timing_ms"]
     _, below = traces.of_last_request()
+    assert [span.name for span in below] == STAGES
     for span in below:
         assert ((span.end_time or 0) - (span.start_time or 0)) / 1e6 == pytest.approx(timing[span.name], abs=0.0011)
 

@@ -71,7 +71,7 @@ def run(settings: Settings) -> Result:
             for name in READERS:
                 if framing != "tight" and name in TIGHT_ALONE:
                     continue
-                recipe, rows[name] = _plan(name, size, settings)
+                recipe, rows[name] = plan(name, size, settings)
                 artifact = Path(kept) / f"{name}.onnx"
                 _train(recipe, to_learn, to_read, artifact, f"{name}, {framing}", settings)
                 engines[name] = OnnxEngine(artifact, "cpu", intra_op_threads=usable_cpus())
@@ -110,8 +110,8 @@ def _samples(settings: Settings) -> tuple[list[Sample], list[Sample]]:
     return synthetic_numbers(seed, count, settings), synthetic_numbers(seed + 1, held_out, settings)
 
 
-def _plan(name: str, size: int, settings: Settings) -> tuple[Recipe, dict[str, float]]:
-    """How one reader is trained, and what of it stands in the table."""
+def plan(name: str, size: int, settings: Settings) -> tuple[Recipe, dict[str, float]]:
+    """How one reader is trained for views of `size` x `size` pixels, and what of it stands in the table."""
     # Without storage: the forms of the tensors say what is multiplied.
     with FakeTensorMode():
         cost = Cost.of(build_reader(ReaderSpec(name, size, size)), 3, size, size)
