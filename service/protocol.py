@@ -113,6 +113,11 @@ class StrictHttp(HttpToolsProtocol):
         else:
             self.transport.close()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_head:  # and so no idle connection
+            self._unset_keepalive_if_required()
+
     def _feed(self, data: bytes) -> None:
         """Has the parser read `data`.
 
@@ -181,6 +186,7 @@ class StrictHttp(HttpToolsProtocol):
         """A connection closed with bytes unread is reset, and a reset discards the answer at the caller (RFC 9112,
         section 9.6): so only this side is closed, and for a while what the caller is still sending is read."""
         self.transport.write_eof()
+        self.flow.resume_reading()
         self._close_in(self.timeout_keep_alive)
 
     def _answer(self, error: ServiceError) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import connected, listening, plain, serving, until_closed
+from serving import Held, connected, listening, plain, serving, until_closed, wait_until
 
 from service.app import create_app
 from service.engine import OnnxEngine
@@ -209,6 +209,13 @@ def test_what_is_no_chunk_is_told_why(engine: OnnxEngine) -> None:
         assert 'requests_total{code="bad_request",route="/predict",status="400"} 1.0' in client.get("/metrics").text
 
 
+def test_a_caller_that_is_still_sending_gets_to_read_what_is_no_chunk(client: httpx.Client) -> None:
+    with connected(client) as caller:
+        body = b"20000\r\n" + bytes(2**17) + b"\r\nno size\r\n"
+        caller.sendall(PREDICT + b"Transfer-Encoding: chunked\r\n\r\n" + body + bytes(20_000_000))
+        assert refusal(until_closed(caller))[0] == 400
+
+
 def test_after_its_answer_a_body_that_is_wrong_gets_no_second_one(engine: OnnxEngine) -> None:
     with serving(engine, api_keys="one") as client, connected(client) as caller:
         caller.sendall(PREDICT + b"Transfer-Encoding: chunked\r\n\r\n")
@@ -303,6 +310,23 @@ def test_when_the_rest_of_a_body_has_come_its_connection_is_one_as_any_other(has
             assert next_answer(caller)[0] == 401
             caller.sendall(b"x" * 1000)
         assert until_closed(caller) == b""
+
+
+def test_a_head_that_began_before_the_answer_to_the_last_one_has_its_own_time(engine: OnnxEngine) -> None:
+    held = Held(engine)
+    with listening(create_app(Settings(), lambda _: held), timeout_keep_alive=1) as client, connected(client) as caller:
+        wait_until(lambda: client.get("/readyz").status_code == 200)
+        begin, rest = PREDICT[:20], PREDICT[20:] + b"Content-Length: %d\r\n\r\n" % len(IMAGE)
+        caller.sendall(sized(PREDICT, IMAGE))
+        assert held.inside.wait(20)
+        caller.sendall(begin)
+        time.sleep(0.1)  # it is read before the answer is given
+        held.go_on.set()
+        assert number_of(next_answer(caller)) == "7"
+        caller.sendall(rest)
+        time.sleep(1.5)
+        caller.sendall(IMAGE)
+        assert number_of(next_answer(caller)) == "7"
 
 
 @pytest.mark.parametrize("fields", [b"", b"Connection: close\r\n"])
