@@ -3,9 +3,11 @@ freeze is in test_replicas.py."""
 
 import json
 import re
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 from balancer import CONFIGURATION, PATIENCE_S, Balancer, balancing, free_port
-from containers import tool
+from containers import ROOT, seconds, tool
 from serving import plain, problem_of, serving, wait_until
 
 from service import errors
@@ -131,6 +133,14 @@ def test_its_own_errors_are_those_of_the_service() -> None:
             assert (problem["status"], problem["title"]) == (error.status, error.title)
 
 
+def test_the_times_of_the_configuration_are_documented() -> None:
+    defaults = CONFIGURATION.read_text().split("\ndefaults\n")[1].split("\nfrontend")[0]
+    times = {name: seconds(value) for name, value in re.findall(r"^ +timeout (\S+) (\S+)$", defaults, re.MULTILINE)}
+    documentation = (ROOT / "docs/deployment.md").read_text()
+    told = re.findall(r"^\| .*`timeout (\S+)`.* \| (\d+) \|", documentation, re.MULTILINE)
+    assert {name: float(value) for name, value in told} == times
+
+
 # -- what comes in and what is passed on -----------------------------------------------------------------------------
 
 
@@ -143,6 +153,22 @@ def test_metrics_are_hidden(path: str, balancer: Balancer, reader: httpx.Client)
 @pytest.mark.parametrize("path", ["repository/index", "%72epository/index", "repository/models/tiny/load"])
 def test_the_model_repository_is_hidden(path: str, balancer: Balancer) -> None:
     assert status_of(balancer, "POST", f"/v2/{path}") == status_of(balancer, "POST", f"/v2%2F{path}") == 404
+
+
+def test_its_errors_are_problems_under_v2_too(balancer: Balancer) -> None:
+    with caller(balancer) as client:
+        assert problem_of(client.post("/v2/repository/index")) == (404, "not_found")
+
+
+def test_what_is_not_http_gets_a_text_of_haproxys(balancer: Balancer) -> None:
+    """Nothing can be put in its place in HAProxy 2.6, though `http-error status 400` is taken for valid."""
+    url = httpx.URL(balancer.url)
+    with socket.create_connection((url.host, url.port or 0), timeout=PATIENCE_S) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nnot a header\r\n\r\n")
+        with connection.makefile("rb") as answered:
+            head = answered.read().partition(b"\r\n\r\n")[0].decode().lower().split("\r\n")
+    assert head[0].startswith("http/1.1 400 ")
+    assert "content-type: text/html" in head
 
 
 def status_of(balancer: Balancer, method: str, path: str) -> int:
@@ -222,6 +248,37 @@ def test_readers_that_come_are_used_and_those_that_go_are_not(engine: OnnxEngine
             balancer.wait_for(1)
             assert [client.post("/predict", content=plain("1")).status_code for _ in range(4)] == [204] * 4
             assert second.asked >= 5
+
+
+def test_the_next_request_goes_to_the_reader_that_has_the_fewest(tmp_path: Path) -> None:
+    port = free_port("127.0.0.3")
+    go_on = threading.Event()
+
+    def hold(request: BaseHTTPRequestHandler) -> None:
+        go_on.wait()
+        answer(request, 204)
+
+    with (
+        faulty(("127.0.0.3", port), hold) as busy,
+        faulty(("127.0.0.4", port), lambda request: answer(request, 204)) as idle,
+        balancing(tmp_path, ["127.0.0.3", "127.0.0.4"], port) as balancer,
+        caller(balancer) as client,
+        ThreadPoolExecutor() as callers,
+    ):
+        balancer.wait_for(2)
+
+        def send() -> None:
+            before = busy.asked + idle.asked
+            callers.submit(client.post, "/predict", content=plain("1"))
+            wait_until(lambda: busy.asked + idle.asked > before, PATIENCE_S)
+
+        try:
+            while not busy.asked:  # as long as none has more than the other it is by turns
+                send()
+            assert [client.post("/predict", content=plain("1")).status_code for _ in range(4)] == [204] * 4
+            assert busy.asked == 1
+        finally:
+            go_on.set()
 
 
 # -- what is sent again ----------------------------------------------------------------------------------------------
