@@ -223,7 +223,7 @@ def test_a_missing_twin_is_said_how_to_make(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path)
     result = experiment("invariance")
     assert result.exit_code == 2
-    assert "housenumber train compact_cnn" in " ".join(result.output.split())
+    assert "`make twin` trains it" in " ".join(result.output.split())
 
 
 def test_collections_without_a_number_are_refused(tmp_path: Path) -> None:
