@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from service.drain_rate import DrainRate
 from service.engine import Infer, Outputs
 from service.errors import DeadlineExceeded, Draining, Internal, Overloaded, ServiceError
-from service.observing import Dropped, tell, unheard
+from service.observing import Dropped, tell, unheard, why_given_up
 
 logger = logging.getLogger(__name__)
 
@@ -255,20 +255,20 @@ class Batcher:
                 item.future.set_result(Answer(result, run.began - item.arrived, run.decode_s, run.inference_s))
 
     def _still_wanted(self, item: _Item) -> bool:
-        late = item.is_late(monotonic())
+        now = monotonic()
         if item.future.done():
-            tell(self._observe_dropped, "expired" if late else "cancelled")
+            tell(self._observe_dropped, why_given_up(item.deadline, now))
             return False
-        if late:
+        if item.is_late(now):
             item.future.set_exception(DeadlineExceeded("the deadline passed while the image waited to be read"))
             tell(self._observe_dropped, "expired")
             return False
         return True
 
     def _on_done(self, future: asyncio.Future[Answer]) -> None:
-        """What is done before it was taken was cancelled by its caller, who may have waited until the deadline."""
+        """What is done before it was taken was cancelled by its caller."""
         if item := self._waiting.pop(future, None):
-            tell(self._observe_dropped, "expired" if item.is_late(monotonic()) else "cancelled")
+            tell(self._observe_dropped, why_given_up(item.deadline, monotonic()))
 
 
 def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> None:

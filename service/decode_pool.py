@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from service.drain_rate import DrainRate
 from service.errors import DeadlineExceeded, Draining, Internal, Overloaded
-from service.observing import Dropped, tell, unheard
+from service.observing import Dropped, tell, unheard, why_given_up
 
 logger = logging.getLogger(__name__)
 
@@ -117,9 +117,8 @@ class DecodePool:
 
     def _on_done(self, deadline: float | None, future: Future[Result]) -> None:
         dropped = future.cancelled()
-        if dropped:  # by its caller, who may have waited until the deadline
-            late = deadline is not None and deadline <= monotonic()
-            tell(self._observe_dropped, "expired" if late else "cancelled")
+        if dropped:
+            tell(self._observe_dropped, why_given_up(deadline, monotonic()))
         with self._lock:
             self._jobs -= 1
             if not dropped:

@@ -99,7 +99,7 @@ def looks_costly(data: bytes) -> bool:
 
     A TIFF, which has its size anywhere, is taken for costly.
     """
-    name = next((name for name, (magic, _) in _PLUGINS.items() if magic.match(data)), None)
+    name = _format_of(data)
     match name:
         case "JPEG":
             return len(data) > _COSTLY_JPEG_BYTES
@@ -133,10 +133,14 @@ def refusing_bad_images(image_format: str) -> Iterator[None]:
         raise BadImage(f"the {image_format} image does not decode: {error}") from error
 
 
+def _format_of(data: bytes) -> str | None:
+    """The name of the served format that it begins as."""
+    return next((name for name, (magic, _) in _PLUGINS.items() if magic.match(data)), None)
+
+
 def _recognise(data: bytes) -> str:
-    for name, (magic, _) in _PLUGINS.items():
-        if magic.match(data):
-            return name
+    if name := _format_of(data):
+        return name
     start = data[:_SNIFFED_BYTES]
     for name, magic in _NOT_SERVED.items():
         if magic.match(start):

@@ -14,6 +14,11 @@ Dropped = Literal["cancelled", "expired"]
 """Why work was dropped before it was begun: its caller left, or its deadline passed."""
 
 
+def why_given_up(deadline: float | None, now: float) -> Dropped:
+    """Of work that was cancelled by its caller, who may have waited until the deadline."""
+    return "expired" if deadline is not None and deadline <= now else "cancelled"
+
+
 def unheard(_event: object) -> None:
     """An observer that does nothing."""
 

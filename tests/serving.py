@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -131,3 +132,8 @@ def problem_of(response: httpx.Response) -> tuple[int, str]:
     assert problem["detail"]
     assert "Traceback" not in response.text
     return response.status_code, problem["code"]
+
+
+def never_loaded(_path: Path) -> Engine:
+    """For an app of which only the schema is asked for."""
+    raise AssertionError("only its schema is asked for")

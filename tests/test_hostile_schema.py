@@ -1,7 +1,6 @@
 """Whatever the published schema allows or forbids is sent, and what comes back is what the schema says."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,11 +11,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import ignored_auth, positive_data_acceptance
-from serving import plain
+from serving import never_loaded, plain
 from tiny_reader import metadata
 
 from service.app import create_app
-from service.engine import OnnxEngine
 from service.settings import Settings
 
 BYTES = st.sampled_from([plain("42"), plain("7", format="JPEG"), b"", b"\x89PNG\r\n\x1a\n"]) | st.binary(max_size=50)
@@ -29,10 +27,6 @@ NOT_CHECKED = [
     not_a_server_error,  # 503 and 504 are the contract's; 500 is refused below
     ignored_auth,  # there are no keys here: tests/test_http_security.py has them
 ]
-
-
-def never_loaded(_path: Path) -> OnnxEngine:
-    raise AssertionError("only its schema is asked for")
 
 
 def published() -> dict[str, Any]:

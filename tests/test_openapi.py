@@ -1,19 +1,14 @@
 """`/openapi.json`, for those who make clients from it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from serving import never_loaded
 
 from service.app import create_app
-from service.engine import OnnxEngine
 from service.settings import Settings
-
-
-def never_loaded(_path: Path) -> OnnxEngine:
-    raise AssertionError("only its schema is asked for")
 
 
 @pytest.fixture(scope="module")
