@@ -229,8 +229,7 @@ def _drawing_targets(files: tuple[Path, ...], out: Path | None) -> dict[Path, Pa
         raise click.UsageError("--draw: two of the files have the same name; their drawings would be one file")
     if read := {file.resolve() for file in files} & {target.resolve() for target in targets.values()}:
         raise click.UsageError(f"--draw: {min(read)} is one of the images to be read; draw into another directory")
-    if not one:
-        out.mkdir(parents=True, exist_ok=True)
+    (out.parent if one else out).mkdir(parents=True, exist_ok=True)
     return targets
 
 

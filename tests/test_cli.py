@@ -183,7 +183,6 @@ def test_min_confidence_decides_what_is_accepted(artifact: Path, tmp_path: Path)
 
 def test_one_drawing_is_a_file_and_several_are_a_directory(artifact: Path, photos: list[Path], tmp_path: Path) -> None:
     one = tmp_path / "out" / "drawn.jpg"
-    one.parent.mkdir()
     assert predict(artifact, "--draw", one, photos[0]).exit_code == 0
     many = tmp_path / "new" / "drawings"
     bad = tmp_path / "bad.png"
@@ -206,10 +205,11 @@ def test_a_drawing_never_takes_the_place_of_a_photograph(artifact: Path, photos:
 
 
 def test_a_drawing_that_cannot_be_written_is_one_line(artifact: Path, photos: list[Path], tmp_path: Path) -> None:
-    result = predict(artifact, "--draw", tmp_path / "missing" / "out.png", photos[0])
+    (tmp_path / "a file").write_text("")
+    result = predict(artifact, "--draw", tmp_path / "a file" / "out.png", photos[0])
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ")
-    assert "No such file" in result.stderr
+    assert "File exists" in result.stderr
 
 
 def test_a_model_that_cannot_be_loaded_is_one_line_and_its_own_code(photos: list[Path], tmp_path: Path) -> None:
