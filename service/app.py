@@ -70,6 +70,8 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # it would send callers to whatever host and scheme their request names
         lifespan=lifespan,
+        # Its own spans, metrics and logs would say more than service/tracing.py allows: paths, addresses, messages.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.lifecycle = lifecycle
     app.state.access = access

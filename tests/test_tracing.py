@@ -252,6 +252,7 @@ def test_a_process_sends_its_spans_before_it_ends(artifact: Path, tmp_path: Path
             "OTEL_EXPORTER_OTLP_ENDPOINT": address,
             "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test",
             "OTEL_BSP_SCHEDULE_DELAY": "600000",  # until the end nothing is sent
+            "FASTAPI_OTEL_AUTO_CONFIGURE": "true",  # of newer versions, with spans, metrics and logs of their own
         }
         with service_process(tmp_path / "log", *flags, env=env) as server:
             server.wait_until_ready()
