@@ -37,6 +37,8 @@ BODY_TIMEOUT_S = 0.5
 GOOD_EVERY = 100
 GROWTH = 0.05
 """By which share the server's memory may be larger at the end than after the first tenth: requests differ in size."""
+GIVING_BACK = {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""Has glibc give back what the server frees. It would keep tens of MiB for the next images, which is no growth."""
 _TOO_LATE = 504
 """Right for those who say how long they wait: as little as a millisecond."""
 _NOT_SERVED = 501
@@ -128,7 +130,7 @@ def main(count: int, seed: int, only: int | None, model: Path, json_out: Path | 
     begun = environment()
     command = ["housenumber", "serve", "--provider", "cpu", "--model", str(model), "--log-format", "json"]
     command += ["--body-timeout-s", str(BODY_TIMEOUT_S)]
-    with tempfile.TemporaryDirectory() as folder, serving(command, Path(folder) / "log") as server:
+    with tempfile.TemporaryDirectory() as folder, serving(command, Path(folder) / "log", GIVING_BACK) as server:
         server.wait_until_ready()
         attack = Attack(server.port, _name(model), seed)
         if only is not None:

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import distributions
@@ -106,11 +106,13 @@ def proportional_bytes(pids: Iterable[int]) -> int:
 
 
 @contextmanager
-def serving(command: Sequence[str], log: Path) -> Iterator[Server]:
-    """`python -m COMMAND --port N` until the end of the block, not necessarily ready yet."""
+def serving(command: Sequence[str], log: Path, variables: Mapping[str, str] | None = None) -> Iterator[Server]:
+    """`python -m COMMAND --port N` until the end of the block, not necessarily ready yet; `variables` are added to its
+    environment."""
     port = free_port()
+    env = {**os.environ, **(variables or {})}
     with log.open("wb") as stderr:
-        popen = subprocess.Popen([sys.executable, "-m", *command, "--port", str(port)], stderr=stderr)
+        popen = subprocess.Popen([sys.executable, "-m", *command, "--port", str(port)], stderr=stderr, env=env)
     try:
         yield Server(popen, port, log)
     finally:
