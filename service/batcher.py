@@ -337,4 +337,4 @@ def read_each(
     tell(observe_batch, len(pixels))
     if not finite.all():
         logger.error("the engine's outputs for %d images are not finite numbers", np.count_nonzero(~finite))
-    return [outputs.part(n, n + 1) if is_finite else Internal(_FAILED) for n, is_finite in enumerate(finite)]
+    return [outputs[n : n + 1] if is_finite else Internal(_FAILED) for n, is_finite in enumerate(finite)]

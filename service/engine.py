@@ -58,13 +58,9 @@ class Outputs:
         finite: NDArray[np.bool_] = np.logical_and.reduce(per_image)
         return finite
 
-    def part(self, start: int, stop: int) -> Outputs:
-        """The outputs of the images [start, stop)."""
-        return Outputs(self.probabilities[start:stop], self.theta[start:stop], self.boxes[start:stop])
-
-    def where(self, chosen: NDArray[np.bool_ | np.intp]) -> Outputs:
-        """The outputs of the images for which `chosen` [N] is true, or of those at the places `chosen`."""
-        return Outputs(self.probabilities[chosen], self.theta[chosen], self.boxes[chosen])
+    def __getitem__(self, images: slice | NDArray[np.bool_ | np.intp]) -> Outputs:
+        """The outputs of some images, chosen as in an array [N]: a slice, a mask or indices."""
+        return Outputs(self.probabilities[images], self.theta[images], self.boxes[images])
 
     @staticmethod
     def joined(parts: Sequence[Outputs]) -> Outputs:

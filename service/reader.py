@@ -98,7 +98,7 @@ class Reader:
         size = next((size for size in self._sizes if size >= count), count)
         if self.engine.provider == CUDA and size > count:
             images = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        return self.engine.infer(images).part(0, count)
+        return self.engine.infer(images)[:count]
 
     def read(self, views: Sequence[View], *, min_confidence: float | None = None, boxes: bool = True) -> list[Reading]:
         """One reading per view, in order.

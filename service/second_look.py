@@ -38,13 +38,13 @@ def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[
     if not len(crooked):  # as nearly always
         return first, 0
     confidences = _confidences(first.probabilities[crooked], alphabet)
-    doubtful = (confidences < SURE) & first.where(crooked).finite()
+    doubtful = (confidences < SURE) & first[crooked].finite()
     again, before = crooked[doubtful], confidences[doubtful]
     if not len(again):
         return first, 0
     second = infer(np.stack([_turned(images[i], slopes[i]) for i in again]))
     finite = second.finite()
-    seen, second = again[finite], second.where(finite)
+    seen, second = again[finite], second[finite]
     outputs = Outputs(first.probabilities.copy(), first.theta.copy(), first.boxes.copy())
     outputs.probabilities[seen] = _mean(first.probabilities[seen], second.probabilities)
     surer = _confidences(second.probabilities, alphabet) > before[finite]
