@@ -3,10 +3,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, settings
 from serving import serving
 from tiny_reader import write_artifact
 
 from service.engine import OnnxEngine
+
+# How long an example takes says nothing about what is tested, only how busy the machine is.
+settings.register_profile("at any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("at any speed")
 
 
 @pytest.fixture(scope="session")

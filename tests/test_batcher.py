@@ -118,7 +118,7 @@ def test_batches_are_computed_at_the_same_time_and_the_end_waits_for_all_of_them
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(sizes=st.lists(st.integers(0, 6), max_size=12), largest=st.integers(1, 5), parallel=st.integers(1, 3))
 def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: int, parallel: int) -> None:
     async def test(batcher: Batcher, _recorder: Recorder) -> None:
@@ -134,7 +134,7 @@ def test_every_caller_gets_its_own_answers_in_order(sizes: list[int], largest: i
     assert all(1 <= len(batch) <= largest for batch in recorder.batches)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(waiting=st.integers(1, 40), largest=st.integers(1, 8), parallel=st.integers(1, 6))
 def test_what_waits_is_shared_by_the_batches_that_may_begin(waiting: int, largest: int, parallel: int) -> None:
     """Nobody computes more than one image more than another, unless all have as many as they may."""

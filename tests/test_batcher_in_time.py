@@ -285,7 +285,7 @@ _requests = st.builds(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     requests=st.lists(_requests, max_size=12),
     closed_at=st.none() | _moments,

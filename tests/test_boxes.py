@@ -37,7 +37,7 @@ def mild_theta(rng: np.random.Generator) -> NDArray[np.float32]:
     return np.column_stack((rotation, rng.uniform(-0.08, 0.08, size=2))).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     count=st.integers(1, 5),
     batch=st.integers(1, 3),

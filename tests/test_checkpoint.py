@@ -90,7 +90,7 @@ def test_a_file_of_something_else(content: bytes, tmp_path: Path) -> None:
     refused(path)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(share=st.floats(0, 0.999))
 def test_a_file_that_breaks_off(saved: Path, tmp_path: Path, share: float) -> None:
     content = saved.read_bytes()

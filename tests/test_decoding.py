@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -64,7 +64,6 @@ def small_batches(draw: st.DrawFn) -> tuple[str, NDArray[np.float64]]:
 
 
 @given(small_batches())
-@settings(deadline=None)
 def test_reading_is_the_most_probable_number_of_all_sequences(batch: tuple[str, NDArray[np.float64]]) -> None:
     alphabet, probabilities = batch
     for slots, decoded in zip(probabilities, decode(probabilities, alphabet), strict=True):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from serving import encode
@@ -62,7 +62,7 @@ def read(data: bytes) -> None:
 
 # --- hostile bytes
 
-hostile = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hostile = settings(max_examples=300)
 samples = st.sampled_from(list(SAMPLES.values()))
 
 

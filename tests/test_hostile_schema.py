@@ -51,7 +51,7 @@ def session() -> Iterator[requests.Session]:
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_the_schema_declares(
     case: schemathesis.Case[Any], client: httpx.Client, session: requests.Session
 ) -> None:

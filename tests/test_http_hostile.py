@@ -19,7 +19,7 @@ ALLOWED = {(400, "bad_request"), (413, "too_large"), (415, "unsupported_media_ty
 ALLOWED |= {(422, "bad_image"), (422, "bad_region")}
 CONTENT_TYPES = ["image/png", "text/plain", "application/json", "multipart/form-data; boundary=cut", "", "x" * 200]
 
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def check(response: httpx.Response) -> None:

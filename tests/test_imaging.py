@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
@@ -278,7 +278,6 @@ shares = st.floats(0, 1)
 
 
 @given(shares, shares, shares, shares, st.integers(1, 24), st.integers(1, 24))
-@settings(deadline=None)
 def test_view_is_the_antialiased_triangle_kernel(
     x: float, y: float, width: float, height: float, out_height: int, out_width: int
 ) -> None:

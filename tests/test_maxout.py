@@ -128,7 +128,7 @@ def distributions(seed: int, sharpness: float = 2.0) -> tuple[Tensor, Tensor]:
     return length, sharpness * torch.randn(1, 5, 10, generator=generator)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10_000))
 def test_each_slot_has_its_marginal_of_the_numbers_there_are(seed: int) -> None:
     """By adding up P(length) P(digits) over what each length and each digit of a slot can be."""

@@ -33,7 +33,7 @@ def versions(repository: Repository) -> list[tuple[str, str]]:
 # -- layout ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sets(st.integers(1, 10**30), min_size=1, max_size=12))
 def test_versions_are_compared_as_numbers(numbers: set[int]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -147,7 +147,7 @@ def test_folders_and_metadata_agree(tmp_path: Path) -> None:
     Candidate(tmp_path / "model.onnx").check(metadata())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_file_that_was_copied_in_part_is_refused_wherever_it_ends(
     artifact: Path, tmp_path: Path, data: st.DataObject

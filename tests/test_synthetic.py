@@ -179,7 +179,7 @@ def test_the_ink_of_a_close_view_is_in_its_box(monkeypatch: pytest.MonkeyPatch) 
         np.testing.assert_allclose(seen, [box.x, box.y, box.right, box.bottom], atol=1.6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     number=st.text("0123456789", min_size=1, max_size=5),
     height=st.integers(16, 100),

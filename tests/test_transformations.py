@@ -190,7 +190,7 @@ class TestGradients:
             shown, (torch.tensor(source, requires_grad=True), torch.tensor(theta, requires_grad=True))
         )
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(seed=st.integers(0, 10_000), height=st.integers(1, 6), width=st.integers(1, 6))
     def test_of_coordinates_are_the_papers_sub_gradients(self, seed: int, height: int, width: int) -> None:
         """Wherever the points are, in the map, at its edge or outside; none is on a kink."""

@@ -101,7 +101,7 @@ def test_outside_is_zero() -> None:
 numbers = st.floats(-2, 2, allow_nan=False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     theta=st.lists(numbers, min_size=6, max_size=6),
     source=st.tuples(st.integers(1, 6), st.integers(1, 6)),

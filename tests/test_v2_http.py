@@ -661,7 +661,7 @@ def test_the_documentation_has_the_protocol(client: httpx.Client) -> None:
     assert {"InferRequest", "RequestInput", "InferResponse", "ErrorResponse"} <= set(schema["components"]["schemas"])
 
 
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ALLOWED = {200, 400, 413, 415, 422}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -20,21 +20,16 @@ from service.open_inference.calls import read_call
 from service.open_inference.compression import accepted_encoding, compressed, decompressed
 from service.open_inference.tensors import elements, output_tensors, pixels, response_output
 
-# On a machine with much else to do, an example may take long.
-patient = settings(deadline=None)
-
 SHAPE = (2, 3, 4, 3)
 uint8 = arrays(np.uint8, st.tuples(*[st.integers(1, 4)] * 4))
 
 
-@patient
 @given(parts=st.lists(st.binary(max_size=20), min_size=1, max_size=6))
 def test_elements_are_what_the_client_wrote(parts: list[bytes]) -> None:
     raw = serialize_byte_tensor(np.array(parts, dtype=np.object_)).item()
     assert elements(memoryview(raw), len(parts)) == parts
 
 
-@patient
 @given(raw=st.binary(max_size=40) | st.lists(st.sampled_from([b"\1\0\0\0", b"\0\0\0\0", b"a"])).map(b"".join))
 def test_elements_are_just_as_many_or_refused(raw: bytes) -> None:
     try:
@@ -45,7 +40,6 @@ def test_elements_are_just_as_many_or_refused(raw: bytes) -> None:
     assert len(found) == 3
 
 
-@patient
 @given(array=uint8)
 def test_pixels_are_read_in_binary_flat_and_nested(array: NDArray[np.uint8]) -> None:
     for data in (memoryview(array.tobytes()), array.ravel().tolist(), array.tolist()):
@@ -87,7 +81,6 @@ def test_pixels_that_do_not_fill_the_shape_are_refused(data: Any) -> None:
         pixels(data, SHAPE)
 
 
-@patient
 @given(
     numbers=st.lists(st.text("0123456789", max_size=5), min_size=1, max_size=4),
     theta=arrays(np.float32, (2, 2, 2, 3), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)),
@@ -121,7 +114,6 @@ def test_a_reader_without_transformers_has_empty_boxes() -> None:
     assert (described.shape, raw) == ([3, 0, 2, 3], b"")
 
 
-@patient
 @pytest.mark.parametrize("encoding", ["gzip", "deflate"])
 @given(body=st.binary(max_size=300))
 def test_compression_there_and_back(encoding: str, body: bytes) -> None:
@@ -177,7 +169,6 @@ def test_what_the_caller_accepts(accept: str, encoding: str | None) -> None:
     assert accepted_encoding(accept) == encoding
 
 
-@patient
 @given(body=st.binary(max_size=100), json_bytes=st.none() | st.integers(0, 120))
 def test_any_bytes_are_refused_as_the_contract_says(body: bytes, json_bytes: int | None) -> None:
     with pytest.raises(ServiceError) as caught:
