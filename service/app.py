@@ -55,9 +55,9 @@ def create_app(
     metrics.watch_queue(lambda: lifecycle.waiting)
 
     @asynccontextmanager
-    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_app: FastAPI) -> AsyncIterator[dict[str, Metrics]]:
         lifecycle.start()
-        yield
+        yield {"metrics": metrics}  # for service/protocol.py
         await lifecycle.close()
         if settings.tracing:
             await flush(spans)

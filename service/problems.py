@@ -38,6 +38,9 @@ _CLIENT_CLOSED_REQUEST = 499
 # Asked every few seconds by machines: not work, and no news as long as the answer is the same.
 PROBES = {"/livez", "/readyz", "/metrics", f"{PREFIX}/health/live", f"{PREFIX}/health/ready"}
 
+NO_ROUTE = "other"
+"""The route, in metrics and the log, of requests that have none, and of what is no request."""
+
 
 def request_id_of(scope: Scope) -> str:
     """The caller's `X-Request-ID`, or one that is made; the same whenever it is asked for."""
@@ -103,7 +106,7 @@ class RequestContext:
             response = _of_service_error(Request(scope), Internal("a fault of the service; its log says more"))
             await response(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
+            route = getattr(scope.get("route"), "path", NO_ROUTE)
             code = state.get("problem_code", "ok")
             self._metrics.observe_request(route, status, code)
             if access_logger.isEnabledFor(level := logging.DEBUG if is_probe else logging.INFO):

@@ -17,7 +17,7 @@ from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.errors import BadRequest, HeadTooLarge, ServiceError, Unimplemented
-from service.problems import MEDIA_TYPE, problem_of, request_id_of
+from service.problems import MEDIA_TYPE, NO_ROUTE, problem_of, request_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +171,8 @@ class StrictHttp(HttpToolsProtocol):
         elif cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
             return
+        else:  # of requests the app counts its own
+            self.app_state["metrics"].observe_request(NO_ROUTE, error.status, error.code)
         if not is_answered:
             self.transport.write(self._answer(error))
         self._linger()

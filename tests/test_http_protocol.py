@@ -201,6 +201,17 @@ def test_empty_lines_without_end_are_no_request(client: httpx.Client) -> None:
         assert refusal(until_closed(caller))[:2] == (431, "head_too_large")
 
 
+def test_what_is_no_request_is_counted_once(engine: OnnxEngine) -> None:
+    with serving(engine) as client:
+        for sent in (b"FOO / HTTP/1.1\r\n\r\n", b"\r\n" * StrictHttp.max_head_bytes):
+            with connected(client) as caller:
+                caller.sendall(sent)
+                assert until_closed(caller)
+        counted = client.get("/metrics").text
+    for code, status in (("bad_request", 400), ("head_too_large", 431)):
+        assert f'requests_total{{code="{code}",route="other",status="{status}"}} 1.0' in counted
+
+
 def test_what_is_no_chunk_is_told_why(engine: OnnxEngine) -> None:
     with serving(engine) as client, connected(client) as caller:
         caller.sendall(PREDICT + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nno size\r\n")
