@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from models.training.recipe import Recipe
 from service.geometry import Region
 from service.imaging import Photo
 
+EXAMPLE = Path(__file__).parents[1] / "docs/images/example.jpg"
 CHOSEN = ("compact", "cnn", "parallel")
 
 Pixels = NDArray[np.uint8]
@@ -219,11 +221,14 @@ def test_invariance_from_end_to_end(tmp_path: Path) -> None:
     assert "| -45 | 100.0 | 100.0 | 0.0 |" in (first / "table.md").read_text()
 
 
-def test_a_missing_twin_is_said_how_to_make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = experiment("invariance")
-    assert result.exit_code == 2
-    assert "`make twin` trains it" in " ".join(result.output.split())
+def test_the_reader_and_the_twin_that_come_along_read_a_number(tmp_path: Path) -> None:
+    shutil.copy(EXAMPLE, tmp_path)
+    (tmp_path / "labels.jsonl").write_text('{"file": "example.jpg", "label": "925", "collection": "examples"}\n')
+    result = experiment("invariance", "--collections", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    (told,) = json.loads((tmp_path / "out" / "result.json").read_text())["seeds"]
+    assert [told["details"][name]["reader"] for name in ("reader", "twin")] == ["compact_points", "compact_cnn"]
+    assert told["figures"]["rotation"]["0"] == {"reader": 100, "reader, looking once": 100, "twin": 100}
 
 
 def test_collections_without_a_number_are_refused(tmp_path: Path) -> None:

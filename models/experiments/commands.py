@@ -53,7 +53,7 @@ EXPERIMENTS = {
 @click.option(
     "--twin",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="For invariance: its twin without transformers [runs/compact_cnn_turned/weights.safetensors].",
+    help="For invariance: its twin without transformers [the one that comes along].",
 )
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Folder [runs/experiments/NAME].")
 @click.option("--steps", type=click.IntRange(min=1), help="Train each network for this many steps instead.")

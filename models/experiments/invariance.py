@@ -31,8 +31,8 @@ from service.errors import ServiceError
 from service.reader import Reader
 from service.settings import DEFAULT_MODEL
 
-TWIN = Path("runs/compact_cnn_turned/weights.safetensors")
-"""Where `housenumber train compact_cnn_turned` leaves it."""
+TWIN = Path(__file__).parents[1] / "weights" / "compact_cnn_turned.safetensors"
+"""Made by `make twin`."""
 IMAGES, FULL_IMAGES = 300, 2_000
 """Synthetic, where no collections are given."""
 SEED = 1_000
@@ -95,13 +95,7 @@ def lost(rotation: Cells) -> Cells:
 
 
 def _engines(settings: Settings) -> tuple[Engine, Engine]:
-    model, twin = settings.model or DEFAULT_MODEL, settings.twin or TWIN
-    if not twin.is_file():
-        raise ExperimentError(
-            f"there is no twin without transformers at {twin}: `make twin` trains it, in some four hours on two CPUs;"
-            " or name another with --twin"
-        )
-    return load_engine(model, "auto"), load_engine(twin, "auto")
+    return load_engine(settings.model or DEFAULT_MODEL, "auto"), load_engine(settings.twin or TWIN, "auto")
 
 
 def _numbers(settings: Settings) -> list[Sample]:
