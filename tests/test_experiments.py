@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from housenumber.cli import main
-from models.experiments import distorted_digits, report, stacking, two_digits
+from models.experiments import distorted_digits, report, sampling, stacking, two_digits
 from models.experiments.cost import Cost
 from models.experiments.digits import Digits, load_digits
 from models.experiments.distorted_digits import DEFAULTS, MODELS
@@ -178,6 +180,23 @@ def test_nearest_sampling_leaves_the_boxes_where_they_start(mnist: Path, tmp_pat
 
 
 # What goes wrong
+
+
+def test_without_a_terminal_each_network_is_a_line_of_the_log_as_soon_as_it_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(settings: Settings) -> Figures:
+        list(settings.track(20, "a first network"))
+        assert "a first network" in (told := capsys.readouterr().err)
+        assert "20/20" in told
+        list(settings.track(30, "a second network"))
+        raise ExperimentError(capsys.readouterr().err)
+
+    monkeypatch.setattr(sampling, "EXPERIMENT", replace(sampling.EXPERIMENT, run=run))
+    with pytest.raises(click.UsageError) as told:
+        main(["experiment", "sampling", "--out", str(tmp_path)], standalone_mode=False)
+    assert "a first network" not in told.value.message
+    assert "30/30" in told.value.message
 
 
 def test_the_digits_have_to_be_given() -> None:

@@ -2,7 +2,7 @@
 
 import importlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -91,15 +91,15 @@ def experiment(
     results = []
     try:
         for seed in range(seeds):
-            with progress_bar() as bar:
-
-                def track(total: int, description: str) -> Iterable[int]:
-                    return bar.track(range(total), total, description=description)
-
-                results.append(
-                    found.run(Settings(seed, folder, data, full, every, steps, collections, model, twin, track))
-                )
+            wanted = Settings(seed, folder, data, full, every, steps, collections, model, twin, _track)
+            results.append(found.run(wanted))
     except ExperimentError as error:
         raise click.UsageError(str(error)) from error
     settings = {"full": full, "steps": steps, **{option: special[option] for option in found.options}}
     click.echo(write_report(name, found, settings, results, time.monotonic() - started, folder))
+
+
+def _track(total: int, description: str) -> Iterator[int]:
+    """With a bar of its own: without a terminal that is a line of the log as soon as it is done."""
+    with progress_bar() as bar:
+        yield from bar.track(range(total), total, description=description)
