@@ -63,7 +63,8 @@ def worker_of(client: httpx.Client) -> int:
     local = response.extensions["network_stream"].get_extra_info("client_addr")[1]
     remote = client.base_url.port
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = [row[9] for row in rows if row[1].endswith(f":{remote:04X}") and row[2].endswith(f":{local:04X}")]
+    # A set: the file is not read at one moment, and what moves meanwhile may stand in it twice.
+    (inode,) = {row[9] for row in rows if row[1].endswith(f":{remote:04X}") and row[2].endswith(f":{local:04X}")}
     (process,) = [process for process in served_by(client) if f"socket:[{inode}]" in open_files(process)]
     return process
 
@@ -72,7 +73,7 @@ def served_by(client: httpx.Client) -> set[int]:
     """The processes that listen on the client's port, be it only as the heirs of those who do."""
     port = f":{client.base_url.port:04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    (inode,) = [row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"]
+    (inode,) = {row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"}
     processes = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return {process for process in processes if f"socket:[{inode}]" in open_files(process)}
 
