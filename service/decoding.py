@@ -12,6 +12,7 @@ not a number. Ties go to the shorter number, then to the run that starts further
 
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -42,16 +43,7 @@ def decode(probabilities: NDArray[np.floating[Any]], alphabet: str = "0123456789
     """
     if probabilities.ndim != 3 or probabilities.shape[2] != len(alphabet) + 1:
         raise ValueError(f"expected [N, S, {len(alphabet) + 1}] probabilities, got {probabilities.shape}")
-    slots = probabilities.astype(np.float64)
-    best, best_digit, blank = slots[..., :-1].max(-1), slots[..., :-1].argmax(-1), slots[..., -1]
-
-    runs = _runs(slots.shape[1])
-    # Within a run the best digit of each slot is the best choice, so one candidate per run is enough.
-    of_run = np.where(runs, best[:, None, :], blank[:, None, :]).prod(-1)
-    chosen = of_run.argmax(-1)
-    return [
-        _decoded(of_run[n, run], best_digit[n, runs[run]], best[n, runs[run]], alphabet) for n, run in enumerate(chosen)
-    ]
+    return [_decoded(slots, alphabet) for slots in probabilities.tolist()]
 
 
 def pack(number: str, slots: int, alphabet: str = "0123456789") -> list[int]:
@@ -67,15 +59,21 @@ def pack(number: str, slots: int, alphabet: str = "0123456789") -> list[int]:
 
 
 @lru_cache
-def _runs(slots: int) -> NDArray[np.bool_]:
-    """[C, slots]: which slots hold digits, for each way to place one run; the empty run comes first."""
+def _runs(slots: int) -> list[slice]:
+    """Which slots hold digits, for each way to place one run; the empty run comes first."""
     spans = [(0, 0), *((start, start + n) for n in range(1, slots + 1) for start in range(slots - n + 1))]
-    at = np.arange(slots)
-    return np.array([(start <= at) & (at < end) for start, end in spans])
+    return [slice(*span) for span in spans]
 
 
-def _decoded(
-    confidence: np.float64, classes: NDArray[np.intp], of_digits: NDArray[np.float64], alphabet: str
-) -> Decoded:
-    digits = tuple(Digit(alphabet[i], p) for i, p in zip(classes.tolist(), of_digits.tolist(), strict=True))
-    return Decoded("".join(d.digit for d in digits), float(confidence), digits)
+def _decoded(slots: list[list[float]], alphabet: str) -> Decoded:
+    """Of one image. Plain numbers: for as few as these, numpy would take longer."""
+    blank = [classes.pop() for classes in slots]
+    best = [max(classes) for classes in slots]
+    # Within a run the best digit of each slot is the best choice, so one candidate per run is enough.
+    confidence, run = -1.0, slice(0)
+    for candidate in _runs(len(slots)):
+        probability = prod(blank[: candidate.start] + best[candidate] + blank[candidate.stop :])
+        if probability > confidence:
+            confidence, run = probability, candidate
+    digits = tuple([Digit(alphabet[classes.index(p)], p) for classes, p in zip(slots[run], best[run], strict=True)])
+    return Decoded("".join([digit.digit for digit in digits]), confidence, digits)

@@ -5,12 +5,9 @@ w x h pixels spans [0, w] x [0, h], and the centre of its first pixel is (0.5, 0
 coordinates run over the same span from -1 to 1 (what PyTorch calls `align_corners=False`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +55,11 @@ class Region:
         return Region(left, top, right - left, bottom - top)
 
 
-def corners_in_pixels(corners: NDArray[np.floating[Any]], region: Region | Sequence[Region]) -> NDArray[np.float64]:
-    """Take points from the normalised coordinates of a view to the pixels of the image around it.
+def corners_in_pixels(corners: Iterable[Sequence[float]], region: Region) -> tuple[tuple[float, float], ...]:
+    """Take points (x, y) from the normalised coordinates of a view to the pixels of the image around it.
 
-    `corners` is [..., 2] in (x, y) order, normalised over `region`: (-1, -1) is the region's top-left
-    corner; or [N, ..., 2], for N regions. Points outside [-1, 1] lie outside the region and may lie
-    outside the image. The answer has the same shape, in float64.
+    `corners` are normalised over `region`: (-1, -1) is the region's top-left corner. Points outside [-1, 1] lie outside
+    the region and may lie outside the image.
     """
-    corners = np.asarray(corners, dtype=np.float64)
-    regions = [region] if isinstance(region, Region) else region
-    rectangles: NDArray[np.float64] = np.array([(each.x, each.y, each.width, each.height) for each in regions])
-    if isinstance(region, Region):
-        rectangles = rectangles[0]
-    else:
-        rectangles = rectangles.reshape(len(regions), *[1] * (corners.ndim - 2), 4)
-    return rectangles[..., :2] + (corners + 1.0) / 2.0 * rectangles[..., 2:]
+    left, top, width, height = region.x, region.y, region.width, region.height
+    return tuple([(left + (x + 1.0) / 2.0 * width, top + (y + 1.0) / 2.0 * height) for x, y in corners])

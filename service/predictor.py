@@ -228,16 +228,15 @@ class Predictor:
         boxes: bool,
     ) -> list[Reading | ServiceError]:
         """One per view, in order."""
-        read = [(v, r.outputs) for v, r in zip(views, results, strict=True) if isinstance(r, Answer)]
-        composed: list[Reading] = []
-        if read:
-            outputs = Outputs.joined([outputs for _, outputs in read])
-            regions = [view.region for view, _ in read]
-            composed = self._reader.compose(outputs, regions, min_confidence=min_confidence, boxes=boxes)
-        for reading in composed:
+        readings: list[Reading | ServiceError] = []
+        for view, result in zip(views, results, strict=True):
+            if isinstance(result, ServiceError):
+                readings.append(result)
+                continue
+            reading = self._reader.compose(result.outputs, view.region, min_confidence=min_confidence, boxes=boxes)
             self._observe_reading(reading)
-        in_order = iter(composed)
-        return [result if isinstance(result, ServiceError) else next(in_order) for result in results]
+            readings.append(reading)
+        return readings
 
 
 def _images_of(preparations: Iterable[Preparation]) -> list[Image]:

@@ -109,41 +109,34 @@ class Reader:
         for start in range(0, len(views), self.max_batch_size):
             chunk = views[start : start + self.max_batch_size]
             outputs = self.infer(np.stack([view.pixels for view in chunk]))
-            regions = [view.region for view in chunk]
-            readings += self.compose(outputs, regions, min_confidence=min_confidence, boxes=boxes)
+            for n, view in enumerate(chunk):
+                readings.append(
+                    self.compose(outputs[n : n + 1], view.region, min_confidence=min_confidence, boxes=boxes)
+                )
         return readings
 
     def compose(
-        self,
-        outputs: Outputs,
-        regions: Sequence[Region],
-        *,
-        min_confidence: float | None = None,
-        boxes: bool = True,
-    ) -> list[Reading]:
-        """The readings that N outputs are for the N regions that were shown, in upright-image pixels."""
+        self, outputs: Outputs, region: Region, *, min_confidence: float | None = None, boxes: bool = True
+    ) -> Reading:
+        """The reading that the outputs for one image (N = 1) are for the region that was shown, in upright-image
+        pixels."""
         threshold = self.metadata.threshold if min_confidence is None else min_confidence
-        decoded = decode(outputs.probabilities, self.metadata.alphabet)
-        of_all = _boxes(outputs, regions) if boxes else [()] * len(regions)
-        return [
-            Reading(
-                number=answer.number,
-                confidence=(confidence := round(answer.confidence, _CONFIDENCE_DECIMALS)),
-                accepted=answer.number != "" and confidence >= threshold,
-                digits=answer.digits,
-                boxes=of_one,
-            )
-            for answer, of_one in zip(decoded, of_all, strict=True)
-        ]
-
-
-def _boxes(outputs: Outputs, regions: Sequence[Region]) -> list[tuple[Box, ...]]:
-    """The boxes of each reading."""
-    pixels = corners_in_pixels(outputs.boxes, regions)
-    return [
-        tuple(
-            Box(index, tuple(map(tuple, corners)), tuple(map(tuple, theta)))
-            for index, (corners, theta) in enumerate(zip(of_corners, of_theta, strict=True))
+        (answer,) = decode(outputs.probabilities, self.metadata.alphabet)
+        confidence = round(answer.confidence, _CONFIDENCE_DECIMALS)
+        return Reading(
+            number=answer.number,
+            confidence=confidence,
+            accepted=answer.number != "" and confidence >= threshold,
+            digits=answer.digits,
+            boxes=_boxes(outputs, region) if boxes else (),
         )
-        for of_corners, of_theta in zip(pixels.tolist(), outputs.theta.tolist(), strict=True)
-    ]
+
+
+def _boxes(outputs: Outputs, region: Region) -> tuple[Box, ...]:
+    (of_all,), (thetas,) = outputs.boxes.tolist(), outputs.theta.tolist()
+    return tuple(
+        [
+            Box(index, corners_in_pixels(corners, region), tuple(map(tuple, theta)))
+            for index, (corners, theta) in enumerate(zip(of_all, thetas, strict=True))
+        ]
+    )

@@ -161,10 +161,10 @@ def test_boxes_are_in_the_pixels_of_the_region(engine: OnnxEngine) -> None:
     assert Reader(engine).read([view("1")], boxes=False)[0].boxes == ()
 
 
-def test_compose_wants_one_region_per_image(engine: OnnxEngine) -> None:
-    outputs = engine.infer(pixels("1")[None])
-    with pytest.raises(ValueError, match="zip"):
-        Reader(engine).compose(outputs, [])
+def test_compose_wants_the_outputs_for_one_image(engine: OnnxEngine) -> None:
+    outputs = engine.infer(np.stack([pixels("1"), pixels("2")]))
+    with pytest.raises(ValueError, match="unpack"):
+        Reader(engine).compose(outputs, Region.whole(SIZE, SIZE))
 
 
 def test_outputs_are_cut_and_joined_without_loss(engine: OnnxEngine) -> None:

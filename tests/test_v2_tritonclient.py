@@ -109,10 +109,10 @@ def test_the_answers_are_those_of_predict(client: httpx.Client, server: triton.I
     assert as_bytes(result) == [prediction["number"].encode()]
     assert result.as_numpy("confidence")[0] == pytest.approx(prediction["confidence"], abs=1e-6)
     assert result.as_numpy("accepted")[0] == prediction["accepted"]
-    corners = corners_in_pixels(result.as_numpy("boxes")[0], Region.whole(40, 20))
-    for box, theta, pixel in zip(prediction["boxes"], result.as_numpy("theta")[0], corners, strict=True):
+    looked_at = zip(prediction["boxes"], result.as_numpy("theta")[0], result.as_numpy("boxes")[0], strict=True)
+    for box, theta, corners in looked_at:
         np.testing.assert_allclose(box["theta"], theta, atol=1e-5)
-        np.testing.assert_allclose(box["corners"], pixel, atol=1e-3)
+        np.testing.assert_allclose(box["corners"], corners_in_pixels(corners, Region.whole(40, 20)), atol=1e-3)
 
 
 @pytest.mark.parametrize("coming_back", ["gzip", "deflate", None])

@@ -56,8 +56,8 @@ def picture_of_boxes(reader: nn.Module, views: Tensor, device: torch.device) -> 
     for index, (view, answer) in enumerate(zip(views.numpy(), decode(probabilities), strict=True)):
         region = Region.whole(view.shape[1], view.shape[0])
         looked_at = tuple(
-            Box(k, tuple(map(tuple, corners_in_pixels(corners, region).tolist())), tuple(map(tuple, theta[index, k])))
-            for k, corners in enumerate(boxes[index])
+            Box(k, corners_in_pixels(corners, region), tuple(map(tuple, theta[index, k])))
+            for k, corners in enumerate(boxes[index].tolist())
         )
         reading = Reading(answer.number, answer.confidence, True, answer.digits, looked_at)
         drawn = draw(Image.fromarray(view), [reading], [None]).resize((CELL, CELL))

@@ -106,21 +106,13 @@ class Scorer:
 
     def _answers_for(self, views: Sequence[View]) -> Iterator[Reading | ServiceError]:
         results = read_each(self._reader.infer, [view.pixels for view in views])
-        read = [
-            (view.region, result) for view, result in zip(views, results, strict=True) if isinstance(result, Outputs)
-        ]
-        readings: Iterator[Reading] = iter(())
-        if read:
-            readings = iter(
-                self._reader.compose(
-                    Outputs.joined([outputs for _, outputs in read]),
-                    [region for region, _ in read],
-                    min_confidence=self._answers.min_confidence,
-                    boxes=self._answers.boxes,
+        for view, result in zip(views, results, strict=True):
+            if isinstance(result, Outputs):
+                yield self._reader.compose(
+                    result, view.region, min_confidence=self._answers.min_confidence, boxes=self._answers.boxes
                 )
-            )
-        for result in results:
-            yield next(readings) if isinstance(result, Outputs) else result
+            else:
+                yield result
 
 
 def make_scorer(loader: Loader, answers: Answers, passed: Mapping[str, pa.DataType]) -> Scorer:
