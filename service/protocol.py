@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import SimpleNamespace
+from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
@@ -20,6 +20,8 @@ from service.errors import BadRequest, HeadTooLarge, ServiceError, Unimplemented
 from service.problems import MEDIA_TYPE, NO_ROUTE, problem_of, request_id_of
 
 logger = logging.getLogger(__name__)
+
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class StrictHttp(HttpToolsProtocol):
@@ -42,14 +44,13 @@ class StrictHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # What an answer does with its connection.
-        self._answering = SimpleNamespace(write=transport.write, is_closing=transport.is_closing, close=self._end)
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_head()
-        self._answering.close = self.transport.close  # and leaves no circle for the garbage collector
         super().connection_lost(exc)
+        if self.cycle is not None:  # leaves no circle for the garbage collector
+            self.cycle.transport = self.transport
 
     def shutdown(self) -> None:
         # A head that has begun belongs to a request that is answered, as the connection's last.
@@ -89,7 +90,8 @@ class StrictHttp(HttpToolsProtocol):
         self._end_head()
         self._check_head()
         super().on_headers_complete()
-        self.cycle.transport = cast(asyncio.Transport, self._answering)
+        is_whole = self.parser.get_method() != b"HEAD"
+        self.cycle.transport = cast(asyncio.Transport, _Answer(self.transport, self._end, is_whole))
         self.headers = []  # uvicorn would add the trailers to the headers that the app sees
 
     def on_chunk_header(self) -> None:
@@ -222,6 +224,31 @@ class StrictHttp(HttpToolsProtocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self.loop.call_later(seconds, self.transport.close)
+
+
+class _Answer:
+    """What an answer does with its connection, which it leaves with `end`. If it `is_whole`, with a body, its head is
+    sent together with the first of that: two packets would cost both sides more than one."""
+
+    def __init__(self, transport: asyncio.Transport, end: Callable[[], None], is_whole: bool) -> None:
+        self._transport = transport
+        self._end = end
+        self._head: bytes | None = b"" if is_whole else None  # None: nothing is held back any more
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is None or data == _CONTINUE:
+            self._transport.write(data)
+        elif self._head:
+            self._transport.write(self._head + data)
+            self._head = None
+        else:
+            self._head = data
+
+    def close(self) -> None:
+        if self._head:  # the app has failed between the two
+            self._transport.write(self._head)
+        self._end()
 
 
 def _reason(error: httptools.HttpParserError | ServiceError) -> ServiceError:

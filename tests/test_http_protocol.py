@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi.responses import StreamingResponse
 from serving import Held, connected, listening, plain, serving, until_closed, wait_until
 
 from service.app import create_app
@@ -355,3 +356,43 @@ def test_nothing_is_answered_after_the_connections_last_answer(hasty: httpx.Clie
         assert next_answer(caller)[0] == 401
         caller.sendall(b"x" * 1000 + after)
         assert until_closed(caller) == b""
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_comes_in_one_piece(client: httpx.Client) -> None:
+    with connected(client) as caller:
+        for request in (sized(PREDICT, IMAGE), b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"):
+            caller.sendall(request)
+            head, _, body = caller.recv(65536).partition(b"\r\n\r\n")
+            assert b"content-length: %d\r\n" % len(body) in head + b"\r\n"
+
+
+def test_a_body_that_is_asked_for_is_asked_for_at_once(client: httpx.Client) -> None:
+    with connected(client) as caller:
+        caller.sendall(PREDICT + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(IMAGE))
+        assert caller.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        caller.sendall(IMAGE)
+        assert number_of(next_answer(caller)) == "7"
+
+
+def test_a_head_without_a_body_is_not_held_back(client: httpx.Client) -> None:
+    with connected(client) as caller:
+        for _ in range(2):
+            caller.sendall(b"HEAD /livez HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert caller.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_of_an_answer_that_fails_after_its_head_the_head_is_sent(engine: OnnxEngine) -> None:
+    def failing() -> Iterator[bytes]:
+        raise RuntimeError("no body")
+        yield b""
+
+    app = create_app(Settings(), lambda _: engine)
+    app.add_api_route("/failing", lambda: StreamingResponse(failing()), response_model=None)
+    with listening(app) as client, connected(client) as caller:
+        caller.sendall(b"GET /failing HTTP/1.1\r\nHost: a\r\n\r\n")
+        received = until_closed(caller)
+    assert statuses(received) == [200]
+    assert received.endswith(b"\r\n\r\n")  # and no last chunk, from which the caller knows that something is missing
