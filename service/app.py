@@ -8,10 +8,13 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from starlette.routing import request_response
 
 from service.access import Access
 from service.deadline import Deadline
@@ -21,7 +24,7 @@ from service.head_requests import HeadAsGet
 from service.lifecycle import Lifecycle
 from service.metrics import CONTENT_TYPE, Metrics
 from service.open_inference.repository import repository_router
-from service.open_inference.routes import INFER_PATHS, protocol_router
+from service.open_inference.routes import protocol_router
 from service.openapi import PREDICT, REQUEST_ID, problems, use_schema
 from service.parameters import Parameters
 from service.pictures import parse_region
@@ -29,10 +32,9 @@ from service.problems import RequestContext, handle_errors
 from service.requests import read_pictures
 from service.schemas import PredictResponse, Timing
 from service.settings import Settings
-from service.shedding import Shedding
 from service.source import Choice
 
-_PREDICT_PATH = "/predict"
+PREDICT_PATH = "/predict"
 
 
 def create_app(
@@ -76,14 +78,13 @@ def create_app(
     app.state.lifecycle = lifecycle
     app.state.access = access
     app.state.metrics = metrics
-    app.add_middleware(Shedding, lifecycle=lifecycle, paths=(_PREDICT_PATH, *INFER_PATHS))
-    app.add_middleware(RequestContext, metrics=metrics)  # around the one before
+    app.add_middleware(RequestContext, metrics=metrics)
     if settings.tracing:
         # An extra, imported only where it is on.
         from service.tracing import Traced, flush, tracer_provider
 
         spans = tracer_provider()
-        app.add_middleware(Traced, provider=spans)  # and this around both
+        app.add_middleware(Traced, provider=spans)  # around the one before
     app.add_middleware(HeadAsGet)
     handle_errors(app)
     use_schema(app)
@@ -94,14 +95,16 @@ def create_app(
     return app
 
 
+class _Plain(APIRoute):
+    """A route whose function takes the request and gives the response: nothing of the framework's stands between, but
+    `/openapi.json` has it."""
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        self.app = request_response(endpoint)
+
+
 def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access: Access, metrics: Metrics) -> None:
-    @app.post(
-        _PREDICT_PATH,
-        summary="Read the house numbers of one or more images",
-        response_model=PredictResponse,
-        responses={200: {"headers": REQUEST_ID}, **problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)},
-        openapi_extra=PREDICT,
-    )
     async def predict(request: Request) -> Response:
         started = perf_counter()
         access.authorise(request)
@@ -132,6 +135,17 @@ def _add_predict(app: FastAPI, settings: Settings, lifecycle: Lifecycle, access:
             metrics.observe_image(prediction.error.code if prediction.error else "ok")
         answer = PredictResponse(model=predictor.model, predictions=predicted.predictions, timing_ms=timing)
         return Response(answer.model_dump_json(), media_type="application/json")
+
+    app.router.add_api_route(
+        PREDICT_PATH,
+        predict,
+        methods=["POST"],
+        summary="Read the house numbers of one or more images",
+        response_model=PredictResponse,
+        responses={200: {"headers": REQUEST_ID}, **problems(400, 401, 408, 413, 415, 422, 429, 500, 503, 504)},
+        openapi_extra=PREDICT,
+        route_class_override=_Plain,
+    )
 
 
 def _add_operations(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:

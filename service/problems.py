@@ -6,16 +6,16 @@ import logging
 import re
 from contextlib import nullcontext
 from http import HTTPStatus
+from secrets import token_hex
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -47,7 +47,7 @@ def request_id_of(scope: Scope) -> str:
     state = scope.setdefault("state", {})
     if "request_id" not in state:
         sent = Headers(scope=scope).get("x-request-id", "")
-        state["request_id"] = sent if _REQUEST_ID.fullmatch(sent) else uuid4().hex
+        state["request_id"] = sent if _REQUEST_ID.fullmatch(sent) else token_hex(16)
     request_id: str = state["request_id"]
     return request_id
 
@@ -87,14 +87,14 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                MutableHeaders(scope=message).append("X-Request-ID", request_id)
             await send(message)
 
         try:
             with nullcontext() if is_probe else self._metrics.request_in_flight():
                 await self._app(scope, receive, send_with_id)
         except ServiceError as error:  # of a middleware: those of the routes are answered further inside
-            await _of_service_error(Request(scope), error)(scope, receive, send_with_id)
+            await response_to(Request(scope), error)(scope, receive, send_with_id)
         except ClientDisconnect:
             refused = state.get("refused")
             status = refused.status if refused else _CLIENT_CLOSED_REQUEST
@@ -103,15 +103,22 @@ class RequestContext:
             logger.exception("request %s failed", request_id)
             if status:  # the answer has begun: all that is left is to break it off
                 raise
-            response = _of_service_error(Request(scope), Internal("a fault of the service; its log says more"))
+            response = response_to(Request(scope), Internal("a fault of the service; its log says more"))
             await response(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", NO_ROUTE)
-            code = state.get("problem_code", "ok")
-            self._metrics.observe_request(route, status, code)
-            if access_logger.isEnabledFor(level := logging.DEBUG if is_probe else logging.INFO):
-                fields = _access_fields(route, status, code, perf_counter() - started, state)
-                access_logger.log(level, "%s %s", scope["method"], route, extra={"fields": fields})
+            seconds = perf_counter() - started
+            note_request(self._metrics, scope, status, seconds, logging.DEBUG if is_probe else logging.INFO)
+
+
+def note_request(metrics: Metrics, scope: Scope, status: int, seconds: float, level: int) -> None:
+    """Counts a request that was answered, and gives it its line in the log."""
+    state: dict[str, Any] = scope["state"]
+    route = getattr(scope.get("route"), "path", NO_ROUTE)
+    code = state.get("problem_code", "ok")
+    metrics.observe_request(route, status, code)
+    if access_logger.isEnabledFor(level):
+        fields = _access_fields(route, status, code, seconds, state)
+        access_logger.log(level, "%s %s", scope["method"], route, extra={"fields": fields})
 
 
 def _access_fields(route: str, status: int, code: str, seconds: float, state: dict[str, Any]) -> dict[str, Any]:
@@ -132,12 +139,12 @@ def _access_fields(route: str, status: int, code: str, seconds: float, state: di
 
 async def _on_service_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
-    return _of_service_error(request, error)
+    return response_to(request, error)
 
 
 async def _on_bad_parameter(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _of_service_error(request, BadRequest(first_mistake(error.errors())))
+    return response_to(request, BadRequest(first_mistake(error.errors())))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -165,7 +172,8 @@ def _what_there_is(request: Request) -> str:
     return f"there is no {path[:80]}; /docs says what there is"
 
 
-def _of_service_error(request: Request, error: ServiceError) -> Response:
+def response_to(request: Request, error: ServiceError) -> Response:
+    """The answer that an error is; leaves its code in `request.state.problem_code`."""
     headers = {}
     if isinstance(error, Unavailable):
         headers["Retry-After"] = str(error.retry_after_s)
@@ -179,9 +187,9 @@ def _of_service_error(request: Request, error: ServiceError) -> Response:
 def _problem(request: Request, status: int, code: str, title: str, detail: str, headers: dict[str, str]) -> Response:
     request.state.problem_code = code
     if f"{request.scope['path']}/".startswith(f"{PREFIX}/"):
-        return JSONResponse(ErrorResponse(error=detail).model_dump(), status, headers)
+        return Response(ErrorResponse(error=detail).model_dump_json(), status, headers, "application/json")
     problem = _as_problem(status, code, title, detail, request.state.request_id)
-    return JSONResponse(problem.model_dump(), status, headers, media_type=MEDIA_TYPE)
+    return Response(problem.model_dump_json(), status, headers, MEDIA_TYPE)
 
 
 def _as_problem(status: int, code: str, title: str, detail: str, request_id: str) -> Problem:

@@ -17,13 +17,15 @@ from typing import Any, Never, cast
 import uvicorn
 from fastapi import FastAPI
 
-from service.app import create_app
+from service.app import PREDICT_PATH, create_app
 from service.engine import OnnxEngine
 from service.exit_codes import EXIT_STALLED, EXIT_UNANSWERED, code_of_failure
 from service.lifecycle import LOAD_ERRORS, State
 from service.listening import Acceptor
+from service.open_inference.routes import INFER_PATHS
 from service.protocol import StrictHttp
 from service.settings import Settings
+from service.shedding import Shedding
 from service.source import Choice
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ _SWITCH_INTERVAL_S = 0.0005
 def configuration(app: FastAPI, **options: Any) -> uvicorn.Config:
     """How uvicorn serves the app; `options` are further ones of its own."""
     return uvicorn.Config(
-        app,
+        Shedding(app, app.state.lifecycle, app.state.metrics, (PREDICT_PATH, *INFER_PATHS)),
         http=StrictHttp,
         ws="none",  # there are none
         # Uvicorn alone would believe what any process of this machine says of its address.

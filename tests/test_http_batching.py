@@ -212,33 +212,60 @@ def test_what_was_decoded_is_read_however_many_others_come(engine: OnnxEngine, m
             held.go_on.set()
 
 
-def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
+@contextmanager
+def full(engine: OnnxEngine) -> Iterator[httpx.Client]:
+    """A client of a service whose queue, of one image, is full; what is inside is read in the end."""
     held = Held(engine)
-    with serving(held, max_batch_size=1, max_queue_images=1, max_images=1) as client:
+    with serving(held, max_batch_size=1, max_queue_images=1, max_images=1) as client, ThreadPoolExecutor(2) as callers:
         try:
-            with calling(client, "1") as read:
-                assert held.inside.wait(10)
-                with calling(client, "2") as second:
-                    wait_until(lambda: waiting(client) == 1)
-                    address = (client.base_url.host, client.base_url.port or 0)
-                    for path in ("/predict", "/v2/models/tiny/infer"):
-                        with socket.create_connection(address, timeout=10) as caller:
-                            caller.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n".encode())
-                            answer = caller.recv(1000).lower()
-                        assert answer.startswith(b"http/1.1 503 ")
-                        assert b"x-request-id: " in answer
-                        assert b"retry-after: " in answer
-                    counted = client.get("/metrics").text
-                    for route in ("/predict", "/v2/models/{name}/infer"):
-                        labels = f'code="overloaded",route="{route}",status="503"'
-                        assert f"housenumber_requests_total{{{labels}}} 1.0" in counted
-                    assert client.get("/v2/models/tiny").status_code == 200
-                    assert client.get("/predict").status_code == 405
-                    held.go_on.set()
-                assert second == ["2"]
-            assert read == ["1"]
+            answers = [callers.submit(client.post, "/predict", content=plain("1"))]
+            assert held.inside.wait(10)
+            answers.append(callers.submit(client.post, "/predict", content=plain("2")))
+            wait_until(lambda: waiting(client) == 1)
+            yield client
         finally:
             held.go_on.set()
+        assert [answer.result().json()["predictions"][0]["number"] for answer in answers] == ["1", "2"]
+
+
+def test_with_a_full_queue_a_body_is_not_waited_for(engine: OnnxEngine) -> None:
+    with full(engine) as client:
+        address = (client.base_url.host, client.base_url.port or 0)
+        for path in ("/predict", "/v2/models/tiny/infer"):
+            with socket.create_connection(address, timeout=10) as caller:
+                caller.sendall(f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: 9000\r\n\r\n".encode())
+                answer = caller.recv(1000).lower()
+            assert answer.startswith(b"http/1.1 503 ")
+            assert b"x-request-id: " in answer
+            assert b"retry-after: " in answer
+        counted = client.get("/metrics").text
+        for route in ("/predict", "/v2/models/{name}/infer"):
+            labels = f'code="overloaded",route="{route}",status="503"'
+            assert f"housenumber_requests_total{{{labels}}} 1.0" in counted
+        assert client.get("/v2/models/tiny").status_code == 200
+        assert client.get("/predict").status_code == 405
+
+
+def test_requests_that_a_full_queue_refuses_share_a_line_of_the_log(
+    engine: OnnxEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    with full(engine) as client:
+        for number in range(3):
+            answer = client.post("/predict", content=plain("3"), headers={"X-Request-ID": f"a-{number}"})
+            assert problem_of(answer) == (503, "overloaded")
+        wait_until(lambda: any("the queue is full" in record.getMessage() for record in caplog.records))
+    (summary,) = [record for record in caplog.records if record.name == "service.shedding"]
+    assert summary.levelname == "WARNING"
+    assert summary.getMessage() == "the queue is full: 3 requests were refused within 1 s"
+    lines = {
+        record.fields["request_id"]: (record.levelname, record.fields["code"])  # type: ignore[attr-defined]
+        for record in caplog.records
+        if record.name == "service.access_log" and "POST" in record.getMessage()
+    }
+    for number in range(3):
+        assert lines.pop(f"a-{number}") == ("DEBUG", "overloaded")
+    assert list(lines.values()) == [("INFO", "ok")] * 2
 
 
 @both_ways
