@@ -23,6 +23,9 @@ def configure(level: str, log_format: LogFormat, stream: TextIO | None = None) -
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+    # What no line shows, it would find out for each of them (the manual's `Optimization`).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     # What is wrong with a caller's image is the caller's answer, and no error of the service.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     # A line for each request that this program sends would hide all others.

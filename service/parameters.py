@@ -58,7 +58,7 @@ class Parameters(BaseModel):
             raise BadRequest(f"{unknown[0][:80]}: no such parameter; there are {', '.join(sorted(_NAMES['query']))}")
         if repeated := next((name for name in query if name != "region" and len(query.getlist(name)) > 1), None):
             raise BadRequest(f"{repeated}: given more than once")
-        given: dict[str, Any] = {**query, "region": query.getlist("region")}
+        given: dict[str, Any] = {**query, "region": query.getlist("region")} if query else {}
         given |= {name: request.headers[name] for name in _NAMES["header"] if name in request.headers}
         try:
             return cls.model_validate(given)

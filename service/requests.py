@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from service.decode_pool import DecodePool
 from service.errors import BadRequest, RequestTimeout, ServiceError, TooLarge, UnsupportedMediaType
@@ -83,16 +83,16 @@ async def _limited(request: Request, max_body_bytes: int, body_timeout_s: float)
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_body_bytes:
         raise too_large
-    count = 0
-    stream = request.stream()
-    while True:
+    count, more = 0, True
+    while more:
         try:
             async with asyncio.timeout(body_timeout_s):
-                chunk = await anext(stream, None)
+                message = await request.receive()
         except TimeoutError:
             raise RequestTimeout(f"nothing more of the body came for {body_timeout_s:g} s") from None
-        if chunk is None:
-            return
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         count += len(chunk)
         if count > max_body_bytes:
             raise too_large
