@@ -166,7 +166,7 @@ class StrictHttp(HttpToolsProtocol):
         self._end_head()
         cycle, is_answered = self.cycle, False
         if cycle is not None and cycle.more_body and not self.pipeline:  # it is this request's body that is wrong
-            is_answered = cycle.response_started
+            is_answered = cycle.response_started and cast(_Answer, cycle.transport).has_begun
             self.scope["state"]["refused"] = error
             cycle.disconnected = True
             cycle.message_event.set()
@@ -233,21 +233,22 @@ class _Answer:
     def __init__(self, transport: asyncio.Transport, end: Callable[[], None], is_whole: bool) -> None:
         self._transport = transport
         self._end = end
-        self._head: bytes | None = b"" if is_whole else None  # None: nothing is held back any more
+        self._head = b""
+        self.has_begun = not is_whole  # from then on nothing is held back
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        if self._head is None or data == _CONTINUE:
+        if self.has_begun or data == _CONTINUE:
             self._transport.write(data)
         elif self._head:
+            self.has_begun = True
             self._transport.write(self._head + data)
-            self._head = None
         else:
             self._head = data
 
     def close(self) -> None:
-        if self._head:  # the app has failed between the two
-            self._transport.write(self._head)
+        if self._head and not (self.has_begun or self.is_closing()):  # the app has failed between the two
+            self.write(b"")
         self._end()
 
 

@@ -1,10 +1,13 @@
 """What callers write on a connection, byte by byte: requests for another protocol, and what is no request at all."""
 
+import asyncio
 import json
 import re
 import socket
+import struct
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from http.client import HTTPResponse
 from typing import Any
 
@@ -396,3 +399,33 @@ def test_of_an_answer_that_fails_after_its_head_the_head_is_sent(engine: OnnxEng
         received = until_closed(caller)
     assert statuses(received) == [200]
     assert received.endswith(b"\r\n\r\n")  # and no last chunk, from which the caller knows that something is missing
+
+
+def test_what_turns_out_to_be_no_request_before_its_answer_is_sent_is_told_why(engine: OnnxEngine) -> None:
+    begun = threading.Event()
+
+    async def waiting() -> AsyncIterator[bytes]:
+        begun.set()
+        await asyncio.sleep(60)
+        yield b""
+
+    app = create_app(Settings(), lambda _: engine)
+    app.add_api_route("/waiting", lambda: StreamingResponse(waiting()), response_model=None)
+    with listening(app) as client, connected(client) as caller:
+        caller.sendall(b"GET /waiting HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert begun.wait(20)
+        caller.sendall(b"zz\r\n")
+        assert refusal(until_closed(caller))[:2] == (400, "bad_request")
+
+
+def test_callers_that_reset_their_connection_leave_no_task_that_failed(
+    engine: OnnxEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(engine) as client:
+        for _ in range(10):
+            with connected(client) as caller:
+                caller.sendall(2 * sized(PREDICT, IMAGE))
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                time.sleep(0.001)
+        wait_until(lambda: "housenumber_requests_in_flight 0.0" in client.get("/metrics").text)
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
