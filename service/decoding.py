@@ -37,7 +37,7 @@ class Decoded:
 
 
 def decode(probabilities: NDArray[np.floating[Any]], alphabet: str = "0123456789") -> list[Decoded]:
-    """Decode a batch of probabilities [N, S, len(alphabet) + 1] to N numbers.
+    """Decode a batch of probabilities [N, S, len(alphabet) + 1], finite numbers all of them, to N numbers.
 
     Raises ValueError when the shape does not fit the alphabet.
     """
@@ -66,7 +66,7 @@ def _runs(slots: int) -> list[slice]:
 
 
 def _decoded(slots: list[list[float]], alphabet: str) -> Decoded:
-    """Of one image. Plain numbers: for as few as these, numpy would take longer."""
+    """Of one image. In plain numbers, since a service decodes one at a time: for that numpy takes longer."""
     blank = [classes.pop() for classes in slots]
     best = [max(classes) for classes in slots]
     # Within a run the best digit of each slot is the best choice, so one candidate per run is enough.

@@ -64,7 +64,8 @@ def handle_errors(app: FastAPI) -> None:
 
 
 class RequestContext:
-    """ASGI middleware: `X-Request-ID` echoed or made, faults turned into a 500, every request counted and logged.
+    """ASGI middleware: `X-Request-ID` echoed or made, faults turned into a 500, every request counted and logged that
+    `service.shedding` lets in.
 
     What only a route knows of its request it leaves in `request.state`: `key` (the API key's name), `images`,
     `timing` and `stages`.
@@ -93,8 +94,6 @@ class RequestContext:
         try:
             with nullcontext() if is_probe else self._metrics.request_in_flight():
                 await self._app(scope, receive, send_with_id)
-        except ServiceError as error:  # of a middleware: those of the routes are answered further inside
-            await response_to(Request(scope), error)(scope, receive, send_with_id)
         except ClientDisconnect:
             refused = state.get("refused")
             status = refused.status if refused else _CLIENT_CLOSED_REQUEST

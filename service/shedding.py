@@ -44,6 +44,8 @@ class Shedding:
                     await self._refuse(scope, receive, send)
                     return
         await self._app(scope, receive, send)
+        if scope["type"] == "lifespan":  # the service has stopped
+            self._summarise()
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, request_id = perf_counter(), request_id_of(scope)
@@ -59,5 +61,6 @@ class Shedding:
             self._refused += 1
 
     def _summarise(self) -> None:
-        logger.warning("the queue is full: %d requests were refused within %g s", self._refused, SUMMARY_S)
+        if self._refused:
+            logger.warning("the queue is full: %d refused within %g s", self._refused, SUMMARY_S)
         self._refused = 0

@@ -57,8 +57,8 @@ async def flush(provider: TracerProvider) -> None:
 
 
 class Traced:
-    """ASGI middleware around all others: a span for every request but probes, in the caller's trace where it sent one.
-    What `Shedding` refuses does not get here.
+    """ASGI middleware around `RequestContext`: a span for every request but probes, in the caller's trace where it sent
+    one. What `Shedding` refuses does not get here.
 
     Leaves the trace's id in the request's state as `trace_id`, for the log, and takes from there what the routes left.
     """

@@ -257,7 +257,7 @@ def test_requests_that_a_full_queue_refuses_share_a_line_of_the_log(
         wait_until(lambda: any("the queue is full" in record.getMessage() for record in caplog.records))
     (summary,) = [record for record in caplog.records if record.name == "service.shedding"]
     assert summary.levelname == "WARNING"
-    assert summary.getMessage() == "the queue is full: 3 requests were refused within 1 s"
+    assert summary.getMessage() == "the queue is full: 3 refused within 1 s"
     lines = {
         record.fields["request_id"]: (record.levelname, record.fields["code"])  # type: ignore[attr-defined]
         for record in caplog.records
@@ -266,6 +266,16 @@ def test_requests_that_a_full_queue_refuses_share_a_line_of_the_log(
     for number in range(3):
         assert lines.pop(f"a-{number}") == ("DEBUG", "overloaded")
     assert list(lines.values()) == [("INFO", "ok")] * 2
+
+
+def test_what_was_refused_last_is_told_when_the_service_stops(
+    engine: OnnxEngine, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.shedding.SUMMARY_S", 60.0)
+    with full(engine) as client:
+        assert problem_of(client.post("/predict", content=plain("3"))) == (503, "overloaded")
+    (summary,) = [record.getMessage() for record in caplog.records if record.name == "service.shedding"]
+    assert summary == "the queue is full: 1 refused within 60 s"
 
 
 @both_ways
