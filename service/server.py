@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -84,6 +85,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._acceptor = Acceptor(sockets or [], self._protocol, self._is_ahead)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        gc.freeze()  # modules and the app live on; to look through them for garbage would take the event loop 50 ms
         await super().startup(sockets=[])  # listens to nothing itself
         self._begin_to_accept()
 
