@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from time import perf_counter
 
 from starlette.requests import Request
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ServiceError
@@ -37,9 +37,9 @@ class Shedding:
         self._refused = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self._lifecycle.is_full and scope["method"] == "POST":
+        if scope["type"] == "http" and self._lifecycle.is_full:
             for route in self._routes:
-                if route.path_regex.match(scope["path"]):
+                if route.matches(scope)[0] is Match.FULL:
                     scope["route"] = route
                     await self._refuse(scope, receive, send)
                     return
