@@ -70,10 +70,9 @@ def _decoded(slots: list[list[float]], alphabet: str) -> Decoded:
     blank = [classes.pop() for classes in slots]
     best = [max(classes) for classes in slots]
     # Within a run the best digit of each slot is the best choice, so one candidate per run is enough.
-    confidence, run = -1.0, slice(0)
-    for candidate in _runs(len(slots)):
-        probability = prod(blank[: candidate.start] + best[candidate] + blank[candidate.stop :])
-        if probability > confidence:
-            confidence, run = probability, candidate
+    runs = _runs(len(slots))
+    of_run = [prod(blank[: run.start] + best[run] + blank[run.stop :]) for run in runs]
+    confidence = max(of_run)
+    run = runs[of_run.index(confidence)]
     digits = tuple([Digit(alphabet[classes.index(p)], p) for classes, p in zip(slots[run], best[run], strict=True)])
     return Decoded("".join([digit.digit for digit in digits]), confidence, digits)

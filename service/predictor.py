@@ -21,7 +21,7 @@ from service.engine_watch import EngineWatch
 from service.errors import DeadlineExceeded, ServiceError, Unavailable
 from service.imaging import View
 from service.metrics import Metrics
-from service.pictures import Item, Picture, Preparation, answers_of, prepare, views_of
+from service.pictures import Item, Picture, Preparation, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
 from service.settings import Settings
@@ -155,8 +155,9 @@ class Predictor:
         results = await self._computed(_images_of(preparations), deadline)
         answered_at = perf_counter()
         items = _items_of(preparations)
-        of_views = [result for item, result in zip(items, results, strict=True) if isinstance(item.view, View)]
-        answers = answers_of(items, self._readings(views_of(items), of_views, min_confidence, boxes))
+        answers = [
+            self._reading(item.view, result, min_confidence, boxes) for item, result in zip(items, results, strict=True)
+        ]
         if len(pictures) == 1:
             _refuse(answers)
         predictions = [item.prediction(answer, boxes=boxes) for item, answer in zip(items, answers, strict=True)]
@@ -172,7 +173,9 @@ class Predictor:
         results = await self._computed(_images_of(preparations), deadline)
         answered_at = perf_counter()
         views = _unfailed([item.view for item in _items_of(preparations)])
-        readings = _unfailed(self._readings(views, results, None, boxes=False))
+        readings = _unfailed(
+            [self._reading(view, result, None, boxes=False) for view, result in zip(views, results, strict=True)]
+        )
         outputs = Outputs.joined([result.outputs for result in results if isinstance(result, Answer)])
         return Inferred(outputs, readings, self._stages(started, ahead_s, results, answered_at))
 
@@ -220,23 +223,17 @@ class Predictor:
             compose_s=perf_counter() - answered_at,
         )
 
-    def _readings(
-        self,
-        views: Sequence[View],
-        results: Sequence[Answer | ServiceError],
-        min_confidence: float | None,
-        boxes: bool,
-    ) -> list[Reading | ServiceError]:
-        """One per view, in order."""
-        readings: list[Reading | ServiceError] = []
-        for view, result in zip(views, results, strict=True):
-            if isinstance(result, ServiceError):
-                readings.append(result)
-                continue
-            reading = self._reader.compose(result.outputs, view.region, min_confidence=min_confidence, boxes=boxes)
-            self._observe_reading(reading)
-            readings.append(reading)
-        return readings
+    def _reading(
+        self, view: View | ServiceError, result: Answer | ServiceError, min_confidence: float | None, boxes: bool
+    ) -> Reading | ServiceError:
+        """What the result for an image says, or why there is none."""
+        if isinstance(view, ServiceError):
+            return view
+        if isinstance(result, ServiceError):
+            return result
+        reading = self._reader.compose(result.outputs, view.region, min_confidence=min_confidence, boxes=boxes)
+        self._observe_reading(reading)
+        return reading
 
 
 def _images_of(preparations: Iterable[Preparation]) -> list[Image]:

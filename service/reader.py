@@ -109,10 +109,10 @@ class Reader:
         for start in range(0, len(views), self.max_batch_size):
             chunk = views[start : start + self.max_batch_size]
             outputs = self.infer(np.stack([view.pixels for view in chunk]))
-            for n, view in enumerate(chunk):
-                readings.append(
-                    self.compose(outputs[n : n + 1], view.region, min_confidence=min_confidence, boxes=boxes)
-                )
+            readings += [
+                self.compose(outputs[n : n + 1], view.region, min_confidence=min_confidence, boxes=boxes)
+                for n, view in enumerate(chunk)
+            ]
         return readings
 
     def compose(

@@ -148,8 +148,9 @@ def draw_outlines(axes: Axes, image: NDArray[np.float32], outlines: NDArray[np.f
     height, width = image.shape[:2]
     # Pixel i spans [i, i + 1], as everywhere in this project; boxes may reach outside.
     axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=(0, width, height, 0))
+    whole = Region.whole(width, height)
     for index, outline in enumerate(outlines.tolist()):
-        corners = corners_in_pixels(outline, Region.whole(width, height))
+        corners = corners_in_pixels(outline, whole)
         colour = BOX_COLOURS[index % len(BOX_COLOURS)]
         axes.fill(*zip(*corners, strict=True), fill=False, edgecolor=colour, linewidth=1.2)
         axes.plot(*corners[0], ".", color=colour, markersize=4)
