@@ -41,6 +41,7 @@ class Parameters(BaseModel):
         gt=0,
         alias="X-Request-Timeout-Ms",
         description="The caller's deadline, in milliseconds from now.",
+        examples=[2000],
         json_schema_extra=_HEADER,
     )
     request_id: str | None = Field(
