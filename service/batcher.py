@@ -111,17 +111,18 @@ class Batcher:
     @property
     def is_full(self) -> bool:
         """Whether not even one more image may wait."""
-        return self._taken >= self._max_queue_images
+        return self.taken >= self._max_queue_images
 
     @property
-    def _taken(self) -> int:
+    def taken(self) -> int:
+        """Places in the queue that are taken, or kept for images still to come."""
         return len(self._waiting) + self._reserved
 
     def check_room(self, images: int = 1) -> None:
         """Raises Draining, and Overloaded, with the time that the queue takes to drain, where so many do not fit."""
         if self._closing:
             raise Draining("the service is stopping")
-        taken = self._taken
+        taken = self.taken
         if taken + images > self._max_queue_images:
             tell(self._observe_rejected, images)
             raise Overloaded(

@@ -187,7 +187,7 @@ def predict(
         gpu_memory_mib=settings.gpu_memory_mib,
     )
     candidate.check(engine.metadata)
-    reader = Reader(engine, settings.max_batch_size, second_look=settings.second_look)
+    reader = Reader(engine, settings.max_batch_size, second_look=settings.second_look, search=settings.search)
 
     predictions: list[Prediction] = []
     console = Console(stderr=True)

@@ -52,6 +52,11 @@ class DecodePool:
         """Jobs that wait or run."""
         return self._jobs
 
+    @property
+    def is_full(self) -> bool:
+        """Whether not even one more job may wait."""
+        return self._jobs >= self._max_jobs
+
     async def map(
         self, function: Callable[[Job], Result], jobs: Sequence[Job], deadline: float | None = None
     ) -> list[Result]:

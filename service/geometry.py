@@ -50,8 +50,12 @@ class Region:
 
     def clipped(self, width: float, height: float) -> "Region":
         """The part inside an image of `width` x `height`; of zero width or height where there is none."""
-        left, top = min(max(self.x, 0.0), width), min(max(self.y, 0.0), height)
-        right, bottom = min(max(self.right, left), width), min(max(self.bottom, top), height)
+        return self.inside(Region.whole(width, height))
+
+    def inside(self, outer: "Region") -> "Region":
+        """The part inside another region; of zero width or height where there is none."""
+        left, top = min(max(self.x, outer.x), outer.right), min(max(self.y, outer.y), outer.bottom)
+        right, bottom = min(max(self.right, left), outer.right), min(max(self.bottom, top), outer.bottom)
         return Region(left, top, right - left, bottom - top)
 
 

@@ -5,6 +5,8 @@ what it saw in training. Colours: transparent pixels lie on white, as on a page;
 eight bits; colour profiles are not applied, since digits are read by shape.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -48,11 +50,13 @@ class View:
     """What a reader is shown of one region.
 
     `pixels` is uint8 [h, w, 3] RGB, resized to the reader's input; `region` says which part of the photograph
-    it is, in the pixels of the full-resolution upright image.
+    it is, in the pixels of the full-resolution upright image. `photo` is the photograph, or None where the view came
+    without one.
     """
 
     pixels: NDArray[np.uint8]
     region: Region
+    photo: Photo | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,18 +123,16 @@ class Photo:
         decode.
         """
         regions = [self.check_region(region) for region in regions]
-        step = self._decoding_step(regions, size)
-        rgb = self._decode(step)
-        # The last row and column of a reduced image may stand for fewer pixels than the others; what lies
-        # on their far side is not part of the photograph.
-        dx = rgb.width - self.width / step if self.orientation in _LEFT_IS_FAR else 0.0
-        dy = rgb.height - self.height / step if self.orientation in _TOP_IS_FAR else 0.0
-        views = []
-        for region in regions:
-            reduced = region.scaled(1 / step, 1 / step)
-            reduced = Region(reduced.x + dx, reduced.y + dy, reduced.width, reduced.height)
-            views.append(View(view(rgb, reduced, size), region))
-        return views
+        raster = self._raster(self._decoding_step(regions, size))
+        return [View(raster.view(region, size), region, self) for region in regions]
+
+    def raster(self, max_pixels: int) -> Raster:
+        """The whole photograph, reduced where it has more than so many pixels; raises BadImage."""
+        pixels = self.width * self.height
+        steps = (step for step in (8, 4, 2) if self.format == "JPEG" and pixels >= max_pixels * step**2)
+        raster = self._raster(next(steps, 1))
+        shrink = (max_pixels / (raster.rgb.width * raster.rgb.height)) ** 0.5
+        return raster.reduced(shrink) if shrink < 1 else raster
 
     def rgb(self) -> Image.Image:
         """The whole upright photograph at full resolution, in mode RGB; raises BadImage."""
@@ -144,6 +146,14 @@ class Photo:
         spare = min(min(region.width / width, region.height / height) for region in regions)
         return next((step for step in (8, 4, 2) if spare >= _SPARE_RESOLUTION * step), 1)
 
+    def _raster(self, step: int) -> Raster:
+        rgb = self._decode(step)
+        # The last row and column of a reduced image may stand for fewer pixels than the others; what lies
+        # on their far side is not part of the photograph.
+        left = rgb.width - self.width / step if self.orientation in _LEFT_IS_FAR else 0.0
+        top = rgb.height - self.height / step if self.orientation in _TOP_IS_FAR else 0.0
+        return Raster(rgb, (1 / step, 1 / step), (left, top))
+
     def _decode(self, step: int) -> Image.Image:
         image = open_image(self.data, self.width * self.height)
         with refusing_bad_images(self.format):
@@ -154,6 +164,31 @@ class Photo:
             if self.format != "TIFF" and self.orientation in _TO_UPRIGHT:  # Pillow turns a TIFF itself
                 upright = upright.transpose(_TO_UPRIGHT[self.orientation])
         return upright
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Raster:
+    """A photograph that has been decoded: `rgb` is upright, has `scale` (x, y) of its pixels for each of the
+    photograph's, and begins with the photograph's left and top edge at `origin` (x, y), in its own pixels."""
+
+    rgb: Image.Image
+    scale: tuple[float, float]
+    origin: tuple[float, float]
+
+    def view(self, region: Region, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """The region, in the pixels of the full-resolution photograph, at `size` = (height, width)."""
+        scaled, (left, top) = region.scaled(*self.scale), self.origin
+        return view(self.rgb, Region(scaled.x + left, scaled.y + top, scaled.width, scaled.height), size)
+
+    def reduced(self, shrink: float) -> Raster:
+        """With about so many times its width and height."""
+        width, height = (max(1, round(side * shrink)) for side in self.rgb.size)
+        x, y = width / self.rgb.width, height / self.rgb.height
+        return Raster(
+            self.rgb.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0),
+            (self.scale[0] * x, self.scale[1] * y),
+            (self.origin[0] * x, self.origin[1] * y),
+        )
 
 
 def view(rgb: NDArray[np.uint8] | Image.Image, region: Region, size: tuple[int, int]) -> NDArray[np.uint8]:

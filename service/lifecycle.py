@@ -259,6 +259,7 @@ class Lifecycle:
             engine,
             self._settings.max_batch_size,
             second_look=self._settings.second_look,
+            search=self._settings.search,
             observe_second_looks=self._metrics.observe_second_looks,
         )
         try:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -27,7 +27,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from service.observing import Dropped
+from service.observing import Dropped, Searched
 
 if TYPE_CHECKING:  # the supervisor of workers has no use for all that these bring
     from service.reader import Reading
@@ -109,6 +109,15 @@ class Metrics:
             "Images that were shown to the model once more, turned level.",
             registry=registry,
         )
+        self._searches = Counter(
+            "housenumber_searches",
+            "Photographs that were searched for their number part by part, by outcome: found, nothing, or given_up (for"
+            " want of room in the queue, or of time).",
+            ("outcome",),
+            registry=registry,
+        )
+        for outcome in get_args(Searched):
+            self._searches.labels(outcome)  # from 0 on
         self._queue = Gauge(
             "housenumber_queue_images",
             "Images that wait to be decoded and read at the moment.",
@@ -239,6 +248,9 @@ class Metrics:
 
     def observe_second_looks(self, images: int) -> None:
         self._second_looks.inc(images)
+
+    def observe_search(self, outcome: Searched) -> None:
+        self._searches.labels(outcome).inc()
 
     def observe_rejected(self, stage: WaitingStage, images: int) -> None:
         self._rejected.labels(stage).inc(images)

@@ -13,6 +13,9 @@ Parameters = ParamSpec("Parameters")
 Dropped = Literal["cancelled", "expired"]
 """Why work was dropped before it was begun: its caller left, or its deadline passed."""
 
+Searched = Literal["found", "nothing", "given_up"]
+"""What came of a search."""
+
 
 def why_given_up(deadline: float | None, now: float) -> Dropped:
     """Of work that was cancelled by its caller, who may have waited until the deadline."""

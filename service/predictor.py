@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
 from typing import Any, Self, TypeVar
@@ -18,12 +18,14 @@ from service.batcher import Answer, Batcher, Image
 from service.decode_pool import DecodePool
 from service.engine import CUDA, Outputs
 from service.engine_watch import EngineWatch
-from service.errors import DeadlineExceeded, ServiceError, Unavailable
-from service.imaging import View
+from service.errors import BadImage, DeadlineExceeded, Overloaded, ServiceError, Unavailable
+from service.geometry import Region
+from service.imaging import Photo, Raster, View
 from service.metrics import Metrics
 from service.pictures import Item, Picture, Preparation, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
+from service.search import MAX_PIXELS, Search
 from service.settings import Settings
 from service.statistics import Stages, Statistics
 
@@ -45,8 +47,21 @@ class Inferred:
     stages: Stages
 
 
+_TO_ANSWER_S = 0.05
+"""What a search leaves of the time until the deadline, for the answer to be composed and sent."""
+_SEARCHES_AT_ONCE = 8
+"""Photographs that are searched at a time, the others wait: each is in memory, decoded (service.search.MAX_PIXELS)."""
+
 Answered = TypeVar("Answered", Predicted, Inferred)
 Kept = TypeVar("Kept", View, Reading)
+
+
+@dataclass(slots=True)
+class _Doubtful:
+    """An answer that a search of its region may better."""
+
+    region: Region
+    answer: Answer
 
 
 class Predictor:
@@ -73,7 +88,10 @@ class Predictor:
             observe_dropped=partial(metrics.observe_dropped, "queue"),
             observe_rejected=partial(metrics.observe_rejected, "queue"),
         )
+        self._searches = asyncio.Semaphore(_SEARCHES_AT_ONCE)
+        self._most_searched = settings.max_queue_images // 2
         self._observe_reading = metrics.observe_reading
+        self._observe_search = metrics.observe_search
         self._requests = 0
         self._left = asyncio.Event()
 
@@ -152,7 +170,7 @@ class Predictor:
     ) -> Predicted:
         started = perf_counter()
         preparations, ahead_s = await self._prepared(pictures, deadline)
-        results = await self._computed(_images_of(preparations), deadline)
+        results = await self._read(preparations, deadline)
         answered_at = perf_counter()
         items = _items_of(preparations)
         answers = [
@@ -170,7 +188,7 @@ class Predictor:
             ahead_s = 0.0
         else:
             preparations, ahead_s = await self._prepared(images, deadline)
-        results = await self._computed(_images_of(preparations), deadline)
+        results = await self._read(preparations, deadline)
         answered_at = perf_counter()
         views = _unfailed([item.view for item in _items_of(preparations)])
         readings = _unfailed(
@@ -190,6 +208,65 @@ class Predictor:
         with self._batcher.reserve(sum(picture.items for picture in pictures)):
             await self._pool.map(Preparation.items, ahead, deadline)
         return preparations, perf_counter() - started
+
+    async def _read(self, preparations: Sequence[Preparation], deadline: float) -> list[Answer | ServiceError]:
+        """The answer for each image, after a search where that is worth it, or what is wrong with the image; raises
+        what concerns the request as a whole."""
+        results = await self._computed(_images_of(preparations), deadline)
+        doubtful: dict[Photo, dict[int, _Doubtful]] = {}
+        for n, (item, result) in enumerate(zip(_items_of(preparations), results, strict=True)):
+            view = item.view
+            if not isinstance(view, View) or view.photo is None or not isinstance(result, Answer):
+                continue
+            if self._reader.is_worth_searching(view, result.outputs):
+                doubtful.setdefault(view.photo, {})[n] = _Doubtful(view.region, result)
+        if doubtful:
+            async with asyncio.TaskGroup() as searches:
+                for photo, of_photo in doubtful.items():
+                    searches.create_task(self._search(photo, of_photo.values(), deadline - _TO_ANSWER_S))
+        for of_photo in doubtful.values():
+            for n, searched in of_photo.items():
+                results[n] = searched.answer
+        return results
+
+    async def _search(self, photo: Photo, doubtful: Collection[_Doubtful], stop_at: float) -> None:
+        """Searches regions of a photograph, which is decoded once for all of them. Without the room or the time (until
+        `stop_at`, the event loop's) their first looks remain the answers."""
+        waiting = list(doubtful)
+        try:
+            async with asyncio.timeout_at(stop_at), self._searches:
+                _check_time(max(one.answer.decode_s for one in doubtful), stop_at)
+                if self._pool.is_full:
+                    raise Overloaded("too much is being decoded for a search")
+                started = perf_counter()
+                (raster,) = await self._pool.map(partial(Photo.raster, max_pixels=MAX_PIXELS), [photo], stop_at)
+                for one in doubtful:
+                    one.answer = replace(one.answer, decode_s=one.answer.decode_s + perf_counter() - started)
+                while waiting:
+                    found = await self._search_region(raster, waiting[0], stop_at)
+                    self._observe_search("found" if found else "nothing")
+                    del waiting[0]
+        except (TimeoutError, DeadlineExceeded, Unavailable, BadImage):
+            for _ in waiting:
+                self._observe_search("given_up")
+
+    async def _search_region(self, raster: Raster, doubtful: _Doubtful, stop_at: float) -> bool:
+        """Whether there is something to be found; then it is the answer."""
+        search, round_s = Search(doubtful.region, self.metadata), 0.0
+        while search.regions:
+            _check_time(round_s, stop_at)
+            if self._batcher.taken + len(search.regions) > self._most_searched:
+                raise Overloaded("searches take half of the queue at most")
+            started = perf_counter()
+            images = [partial(raster.view, region, self.metadata.input_size) for region in search.regions]
+            looks = await self._computed(images, stop_at)
+            round_s = perf_counter() - started
+            doubtful.answer = _after(doubtful.answer, looks)
+            search.saw([look.outputs if isinstance(look, Answer) else look for look in looks])
+        if search.found is None:
+            return False
+        doubtful.answer = replace(doubtful.answer, outputs=search.found)
+        return True
 
     async def _computed(self, images: Sequence[Image], deadline: float) -> list[Answer | ServiceError]:
         """The answer for each image, or what is wrong with it; raises what concerns the request as a whole."""
@@ -251,6 +328,23 @@ def _of_the_last(results: Iterable[Answer | ServiceError]) -> tuple[float, float
     none was answered."""
     answers = (result for result in results if isinstance(result, Answer))
     return max(((a.queue_s, a.decode_s, a.inference_s) for a in answers), key=sum, default=(0.0, 0.0, 0.0))
+
+
+def _after(answer: Answer, looks: Iterable[Answer | ServiceError]) -> Answer:
+    """The answer, given after these looks."""
+    queue_s, decode_s, inference_s = _of_the_last(looks)
+    return replace(
+        answer,
+        queue_s=answer.queue_s + queue_s,
+        decode_s=answer.decode_s + decode_s,
+        inference_s=answer.inference_s + inference_s,
+    )
+
+
+def _check_time(expected_s: float, stop_at: float) -> None:
+    """Raises DeadlineExceeded where something that takes so long would not be done by then."""
+    if asyncio.get_running_loop().time() + expected_s >= stop_at:
+        raise DeadlineExceeded("there is no time left for a search")
 
 
 def _refuse(answers: Sequence[object]) -> None:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from service.artifact import ArtifactMetadata
 from service.decoding import Digit, decode
 from service.engine import CUDA, Engine, OnnxEngine, Outputs
+from service.errors import ServiceError
 from service.geometry import Region, corners_in_pixels
-from service.imaging import View
+from service.imaging import Photo, View
 from service.observing import tell, unheard
+from service.search import ReadEach, holds_more, is_doubtful, search_at_once
 from service.second_look import look_twice
 
 __all__ = ["Box", "Engine", "OnnxEngine", "Outputs", "Reader", "Reading"]
@@ -52,7 +54,8 @@ class Reader:
     """Reads views with an engine, at most `max_batch_size` at a time. Thread-safe if the engine is.
 
     With `second_look`, what it saw crooked and is not sure of it looks at twice (`service.second_look`), and
-    `observe_second_looks` is told how many images of a batch those were.
+    `observe_second_looks` is told how many images of a batch those were. With `search`, photographs that it is not sure
+    of are worth a search (`service.search`).
     """
 
     def __init__(
@@ -61,11 +64,13 @@ class Reader:
         max_batch_size: int = DEFAULT_MAX_BATCH_SIZE,
         *,
         second_look: bool = True,
+        search: bool = True,
         observe_second_looks: Callable[[int], None] = unheard,
     ) -> None:
         self.engine = engine
         self.max_batch_size = max_batch_size
         self._second_look = second_look
+        self._search = search and self.metadata.transformers == 1
         self._observe_second_looks = observe_second_looks
         # Powers of two, and the largest.
         self._sizes = [*(1 << power for power in range((max_batch_size - 1).bit_length())), max_batch_size]
@@ -105,15 +110,40 @@ class Reader:
 
         `min_confidence` replaces the artifact's own threshold; `boxes=False` leaves the boxes out.
         """
-        readings: list[Reading] = []
-        for start in range(0, len(views), self.max_batch_size):
-            chunk = views[start : start + self.max_batch_size]
-            outputs = self.infer(np.stack([view.pixels for view in chunk]))
-            readings += [
-                self.compose(outputs[n : n + 1], view.region, min_confidence=min_confidence, boxes=boxes)
-                for n, view in enumerate(chunk)
-            ]
-        return readings
+        outputs = self._infer_all([view.pixels for view in views])
+        return [
+            self.compose(self._searched(view, first), view.region, min_confidence=min_confidence, boxes=boxes)
+            for view, first in zip(views, outputs, strict=True)
+        ]
+
+    def _searched(self, view: View, first: Outputs) -> Outputs:
+        photo = view.photo
+        return first if photo is None else self.searched(view, first, lambda: photo, self._infer_all)
+
+    def _infer_all(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
+        """The outputs for each of any number of views."""
+        outputs: list[Outputs] = []
+        for start in range(0, len(images), self.max_batch_size):
+            chunk = images[start : start + self.max_batch_size]
+            of_chunk = self.infer(np.stack(chunk))
+            outputs += [of_chunk[n : n + 1] for n in range(len(chunk))]
+        return outputs
+
+    def is_worth_searching(self, view: View, outputs: Outputs) -> bool:
+        """Whether there may be more to see in the view's photograph than these outputs (N = 1) say of it."""
+        return self._search and holds_more(view) and is_doubtful(view, outputs, self.metadata)
+
+    def searched(self, view: View, first: Outputs, photo: Callable[[], Photo], read: ReadEach) -> Outputs:
+        """What a search finds that `read` can do on the spot, where it is worth one; or what was seen first (N = 1).
+
+        `photo` gives the view's photograph, or raises a ServiceError.
+        """
+        if not self.is_worth_searching(view, first):
+            return first
+        try:
+            return search_at_once(photo(), view.region, self.metadata, read) or first
+        except ServiceError:
+            return first
 
     def compose(
         self, outputs: Outputs, region: Region, *, min_confidence: float | None = None, boxes: bool = True

@@ -46,7 +46,7 @@ def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[
     finite = second.finite()
     seen, second = again[finite], second[finite]
     outputs = Outputs(first.probabilities.copy(), first.theta.copy(), first.boxes.copy())
-    outputs.probabilities[seen] = _mean(first.probabilities[seen], second.probabilities)
+    outputs.probabilities[seen] = geometric_mean(first.probabilities[seen], second.probabilities)
     surer = _confidences(second.probabilities, alphabet) > before[finite]
     back = _to_first_view(slopes[seen[surer]], images.shape[1:3])
     outputs.theta[seen[surer]] = np.einsum("nij,nkjl->nkil", back, second.theta[surer])
@@ -54,7 +54,7 @@ def look_twice(infer: Infer, images: NDArray[np.uint8], alphabet: str) -> tuple[
     return outputs, len(again)
 
 
-def _mean(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
+def geometric_mean(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float32]:
     """The geometric mean of probabilities [N, slots, classes], which add up to 1 again."""
     mean = np.sqrt(np.maximum(first, _LEAST_PROBABILITY) * np.maximum(second, _LEAST_PROBABILITY))
     scaled: NDArray[np.float32] = mean / mean.sum(axis=-1, keepdims=True)

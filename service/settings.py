@@ -113,6 +113,12 @@ class Settings(BaseSettings):
         " more, turned level; both answers count.",
     )
 
+    search: bool = Field(
+        True,
+        description="Whether a photograph that is larger than what the model is shown, and is not surely read, is"
+        " searched for its number, part by part.",
+    )
+
     max_body_bytes: int = Field(20 * _MIB, ge=1, description="Largest request body, in bytes.")
     body_timeout_s: float = Field(
         20.0, gt=0.0, description="Seconds in which nothing more of a body has come, after which it is given up."

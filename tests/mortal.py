@@ -36,7 +36,7 @@ class _Engine(OnnxEngine):
 
 
 def mortal(artifact: Path, red: int, graves: Path, deaths: int) -> Scorer:
-    return Scorer(Reader(_Engine(artifact, red, graves, deaths)), Answers(None, True, 10**6, True), {})
+    return Scorer(Reader(_Engine(artifact, red, graves, deaths)), Answers(None, True, 10**6, True, search=True), {})
 
 
 class CutOff:

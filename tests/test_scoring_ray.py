@@ -176,7 +176,7 @@ def test_the_plan_has_the_parts_that_are_not_there(
     ask = Ask(
         tuple(map(str, inputs)),
         Columns(),
-        Answers(None, False, 64_000_000, True),
+        Answers(None, False, 64_000_000, True, search=True),
         float(flags[1]) if "--sample" in flags else 1.0,
         int(flags[1]) if "--limit" in flags else None,
         8,

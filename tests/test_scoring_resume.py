@@ -165,20 +165,22 @@ def test_another_setting_that_changes_the_rows_is_refused(
     assert "second_look was true and is false now" in result.stderr
 
 
-def test_a_job_begun_before_there_were_second_looks_goes_on_without_them(
-    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("setting", ["second_look", "search"])
+def test_a_job_begun_before_there_was_such_a_thing_goes_on_without_it(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     source, out = folder_of(tmp_path / "in", 4), tmp_path / "out"
-    monkeypatch.setenv("HOUSENUMBER_SECOND_LOOK", "false")
+    variable = f"HOUSENUMBER_{setting.upper()}"
+    monkeypatch.setenv(variable, "false")
     assert score(artifact, source, "--output", out).exit_code == 0
     job = json.loads((out / "_JOB.json").read_text())
-    del job["identity"]["answers"]["second_look"]
+    del job["identity"]["answers"][setting]
     (out / "_JOB.json").write_text(json.dumps(job))
     assert score(artifact, source, "--output", out).exit_code == 0
-    monkeypatch.delenv("HOUSENUMBER_SECOND_LOOK")
+    monkeypatch.delenv(variable)
     result = score(artifact, source, "--output", out)
     assert result.exit_code == 2
-    assert "second_look was false and is true now" in result.stderr
+    assert f"{setting} was false and is true now ({variable})" in result.stderr
 
 
 def test_what_does_not_change_the_rows_may_change(artifact: Path, tmp_path: Path) -> None:

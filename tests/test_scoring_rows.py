@@ -207,7 +207,7 @@ def test_an_image_that_the_engine_fails_on_is_one_row_with_an_error(engine: Onnx
         if (images[:, 0, 0, 0] == red).any():
             raise RuntimeError("the engine cannot")
 
-    scorer = Scorer(Reader(Sabotaged(engine, fail)), Answers(None, True, 10**6, True), {})
+    scorer = Scorer(Reader(Sabotaged(engine, fail)), Answers(None, True, 10**6, True, search=True), {})
     found = scorer.score([record(number) for number in ("5", "7", "9")]).to_pylist()
     assert [(row["number"], row["error_code"]) for row in found] == [("5", None), (None, "internal"), ("9", None)]
 
@@ -219,6 +219,6 @@ def test_outputs_that_are_no_numbers_are_an_error_as_over_http(engine: OnnxEngin
             outputs.probabilities[images[:, 0, 0, 0] == colour_of("7")[0]] = np.nan
             return outputs
 
-    scorer = Scorer(Reader(NotANumber(engine, lambda images: None)), Answers(None, False, 10**6, True), {})
+    scorer = Scorer(Reader(NotANumber(engine, lambda images: None)), Answers(None, False, 10**6, True, search=True), {})
     found = scorer.score([record(number) for number in ("7", "5")]).to_pylist()
     assert [(row["number"], row["error_code"]) for row in found] == [(None, Internal.code), ("5", None)]

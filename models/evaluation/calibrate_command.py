@@ -65,7 +65,7 @@ def calibrate_command(
     opened = open_data(data)
     engine = RecordingEngine(load_engine(weights, provider))
     # What is fitted is the network's own confidence, in one answer for each image.
-    reader = Reader(engine, batch_size, second_look=False)
+    reader = Reader(engine, batch_size, second_look=False, search=False)
     with progress_bar() as bar:
         answers = [
             _answers(part.path, reader, engine, bar.track(part.samples, part.count, description="images"))

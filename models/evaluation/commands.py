@@ -53,6 +53,12 @@ MOST_ERRORS_SHOWN = 240
     show_default=True,
     help="Whether what stands crooked is looked at twice, as in the service.",
 )
+@click.option(
+    "--search/--no-search",
+    default=True,
+    show_default=True,
+    help="Whether photographs that are not surely read are searched part by part, as in the service.",
+)
 @click.option("--provider", type=click.Choice(get_args(Provider)), default="auto", show_default=True)
 @click.option("--batch-size", type=click.IntRange(min=1), default=DEFAULT_MAX_BATCH_SIZE, show_default=True)
 def evaluate(
@@ -63,6 +69,7 @@ def evaluate(
     html_out: Path | None,
     whole: bool,
     second_look: bool,
+    search: bool,
     provider: Provider,
     batch_size: int,
 ) -> None:
@@ -76,7 +83,7 @@ def evaluate(
     if whole:
         samples = (replace(sample, region=None) for sample in samples)
     engine = load_engine(model, provider)
-    reader = Reader(engine, batch_size, second_look=second_look)
+    reader = Reader(engine, batch_size, second_look=second_look, search=search)
     galleries = Galleries() if html_out else None
     with progress_bar() as bar:
         outcomes, misread = _read(reader, bar.track(samples, total, description="images"), galleries)
@@ -90,7 +97,8 @@ def evaluate(
         if outcome.error:
             click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
     described = {"file": model.name, **_described(engine)}
-    asked = {"data": [str(path) for path in data], "whole_photographs": whole, "second_look": second_look}
+    asked = {"data": [str(path) for path in data], "whole_photographs": whole}
+    asked |= {"second_look": second_look, "search": search}
     if json_out:
         json_out.write_text(json.dumps({"model": described, **asked, **report.to_json()}, indent=1) + "\n")
     if errors_out and misread:

@@ -56,7 +56,8 @@ SHARE = "lost ÷ the twin's"
 def run(settings: Settings) -> Result:
     """Read everything by every amount of every distortion, with all of them."""
     reader, twin = _engines(settings)
-    readers = dict(zip(READERS, (Reader(reader), Reader(reader, second_look=False), Reader(twin)), strict=True))
+    twice, once, blind = Reader(reader, search=False), Reader(reader, second_look=False, search=False), Reader(twin)
+    readers = dict(zip(READERS, (twice, once, blind), strict=True))
     samples = [framed(sample, loosely=False) for sample in _numbers(settings)]
     if not samples:
         raise ExperimentError("the collections hold no numbers to read")

@@ -78,7 +78,7 @@ def run(settings: Settings) -> Result:
                 details[framing][name] = {}
                 for samples, prefix in ((to_read, ""), (to_read_too, "photographs ")):
                     if samples:
-                        report = evaluate_reader(Reader(engines[name], second_look=False), samples)
+                        report = evaluate_reader(Reader(engines[name], second_look=False, search=False), samples)
                         total = report.overall.total
                         rows[name] |= {f"{prefix}right": 100 * total.accuracy}
                         rows[name] |= {f"{prefix}digits right": 100 * total.digit_accuracy}

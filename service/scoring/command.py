@@ -142,7 +142,7 @@ def score(
     ask = Ask(
         inputs=inputs,
         columns=Columns(path_column, bytes_column, id_column, regions_column),
-        answers=Answers(min_confidence, boxes, settings.max_pixels, settings.second_look),
+        answers=Answers(min_confidence, boxes, settings.max_pixels, settings.second_look, settings.search),
         sample=sample,
         limit=limit,
         part_size=part_size,
@@ -182,7 +182,7 @@ def score(
 def _by_this_machine(settings: Settings, answers: Answers, batch_size: int, workers: int | None) -> Scoring:
     loader = _loader(settings, batch_size)
     # Here only to see that it works, and what it is.
-    reader = loader.load(second_look=answers.second_look)
+    reader = loader.load(second_look=answers.second_look, search=answers.search)
     loader = loader.pinned(reader)
 
     def engine(job: Job) -> AbstractContextManager[Engine]:

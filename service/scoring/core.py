@@ -7,16 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from service.artifact import ArtifactError
 from service.batcher import read_each
 from service.engine import CUDA, OnnxEngine, Outputs, Provider, Spinning
-from service.errors import BadRequest, ServiceError
-from service.imaging import View
-from service.pictures import Picture, answers_of, prepare, views_of
+from service.errors import BadRequest, Internal, ServiceError
+from service.imaging import Photo, View
+from service.pictures import Item, Picture, answers_of, prepare, views_of
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo
 from service.scoring.records import Record
@@ -38,7 +41,7 @@ class Loader:
     batch_size: int
     sha256: str | None = None
 
-    def load(self, *, second_look: bool) -> Reader:
+    def load(self, *, second_look: bool, search: bool) -> Reader:
         """Raises ArtifactError, ProviderError."""
         engine = OnnxEngine(
             self.model,
@@ -49,7 +52,7 @@ class Loader:
         )
         if self.sha256 not in (None, engine.sha256):
             raise ArtifactError(f"{self.model}: it is not the file any more that this job began with")
-        return Reader(engine, self.batch_size, second_look=second_look)
+        return Reader(engine, self.batch_size, second_look=second_look, search=search)
 
     def pinned(self, reader: Reader) -> Loader:
         """One that loads what `reader` reads with, or nothing: the same artifact, on the same kind of device."""
@@ -60,12 +63,14 @@ class Loader:
 @dataclass(frozen=True, slots=True)
 class Answers:
     """What is asked of the reader: `min_confidence` replaces the artifact's own threshold, `second_look` is whether it
-    looks twice at what stands crooked. (Of `max_pixels` and `second_look` a service decides for itself.)"""
+    looks twice at what stands crooked, `search` whether it searches photographs that it is not sure of. (Of
+    `max_pixels` and the last two a service decides for itself.)"""
 
     min_confidence: float | None
     boxes: bool
     max_pixels: int
     second_look: bool
+    search: bool
 
 
 def content_of(record: Record, passed: Mapping[str, pa.DataType]) -> bytes | ServiceError:
@@ -93,28 +98,45 @@ class Scorer:
             picture = Picture(content_of(record, self._passed), 0, record.id, record.regions)
             for item in prepare(picture, self._reader.metadata.input_size, self._answers.max_pixels):
                 owners.append(record)
-                items.append(item)
-        answers = answers_of(items, self._read(views_of(items)))
+                items.append(_without_photo(item))
+        shown = [(view, owner) for owner, item in zip(owners, items, strict=True) for view in views_of([item])]
+        answers = answers_of(items, self._read(shown))
         predictions = [
             item.prediction(answer, boxes=self._answers.boxes) for item, answer in zip(items, answers, strict=True)
         ]
         return rows(list(zip(owners, predictions, strict=True)), self.model, self._passed, self._schema)
 
-    def _read(self, views: Sequence[View]) -> Iterator[Reading | ServiceError]:
-        for start in range(0, len(views), self._reader.max_batch_size):
-            yield from self._answers_for(views[start : start + self._reader.max_batch_size])
-
-    def _answers_for(self, views: Sequence[View]) -> Iterator[Reading | ServiceError]:
-        results = read_each(self._reader.infer, [view.pixels for view in views])
-        for view, result in zip(views, results, strict=True):
+    def _read(self, shown: Sequence[tuple[View, Record]]) -> Iterator[Reading | ServiceError]:
+        results = self._infer_each([view.pixels for view, _ in shown])
+        for (view, record), result in zip(shown, results, strict=True):
             if isinstance(result, Outputs):
                 yield self._reader.compose(
-                    result, view.region, min_confidence=self._answers.min_confidence, boxes=self._answers.boxes
+                    self._reader.searched(view, result, partial(self._photo, record), self._infer_each),
+                    view.region,
+                    min_confidence=self._answers.min_confidence,
+                    boxes=self._answers.boxes,
                 )
             else:
                 yield result
 
+    def _photo(self, record: Record) -> Photo:
+        """Once more; raises StorageError, and ServiceError."""
+        content = content_of(record, self._passed)
+        if isinstance(content, ServiceError):
+            raise content
+        return Photo.open(content, max_pixels=self._answers.max_pixels)
+
+    def _infer_each(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs | Internal]:
+        size = self._reader.max_batch_size
+        chunks = (images[start : start + size] for start in range(0, len(images), size))
+        return [result for chunk in chunks for result in read_each(self._reader.infer, chunk)]
+
+
+def _without_photo(item: Item) -> Item:
+    """The files of a batch would take a lot of memory; the few that are searched are read once more."""
+    return replace(item, view=replace(item.view, photo=None)) if isinstance(item.view, View) else item
+
 
 def make_scorer(loader: Loader, answers: Answers, passed: Mapping[str, pa.DataType]) -> Scorer:
     """A scorer with a reader that is loaded here and now. Raises ArtifactError, ProviderError."""
-    return Scorer(loader.load(second_look=answers.second_look), answers, passed)
+    return Scorer(loader.load(second_look=answers.second_look, search=answers.search), answers, passed)

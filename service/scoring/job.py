@@ -33,6 +33,10 @@ class JobError(Exception):
     """The output belongs to something else, or to somebody else; one line that says to what."""
 
 
+_SETTINGS = ("second_look", "search")
+"""Of what a job is, this is no flag of the command."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Everything about a job, but the model, that decides what its rows are and how they are cut into parts.
@@ -82,7 +86,8 @@ def open_job(out: Place, ask: Ask, model: ModelInfo) -> Job:
     remove_leftovers(out)
     if JOB in names:
         stored = json.loads((out / JOB).read())
-        stored["identity"]["answers"].setdefault("second_look", False)  # begun before there were any
+        for later in _SETTINGS:  # begun before there were any
+            stored["identity"]["answers"].setdefault(later, False)
         _check_same(out, stored["identity"], identity)
         logger.info("going on with the job of %s", stored["begun"], extra={"fields": {"job": stored["id"]}})
     else:
@@ -164,8 +169,9 @@ def _check_same(out: Place, before: Mapping[str, Any], now: Mapping[str, Any]) -
         if isinstance(was, dict) and isinstance(is_now, dict):
             _check_same(out, was, is_now)
         elif was != is_now:
+            setting = f" (HOUSENUMBER_{name.upper()})" if name in _SETTINGS else ""
             raise JobError(
-                f"{out}: it holds another job: {name} was {json.dumps(was)} and is {json.dumps(is_now)} now;"
+                f"{out}: it holds another job: {name} was {json.dumps(was)} and is {json.dumps(is_now)} now{setting};"
                 " give another --output, or the same command as before"
             )
 
