@@ -67,7 +67,7 @@ class Photo:
     are decoded anew by each call of `views` or `rgb`, and never kept.
     """
 
-    data: bytes = field(repr=False)
+    data: bytes = field(repr=False, hash=False)  # megabytes, which would have to be read for it
     format: str
     width: int
     height: int
