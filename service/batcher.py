@@ -26,11 +26,10 @@ from numpy.typing import NDArray
 from service.drain_rate import DrainRate
 from service.engine import Infer, Outputs
 from service.errors import DeadlineExceeded, Draining, Internal, Overloaded, ServiceError
+from service.infer_each import FAILED, infer_each
 from service.observing import Dropped, tell, unheard, why_given_up
 
 logger = logging.getLogger(__name__)
-
-_FAILED = "the reader failed on this image"
 
 Image = Callable[[], NDArray[np.uint8]]
 """Gives its pixels, uint8 [H, W, 3], when it is called, from any thread; or raises the ServiceError that is its answer.
@@ -237,7 +236,7 @@ class Batcher:
         except Exception:
             logger.exception("a batch was not computed")
         finally:
-            _fail(batch, Internal, _FAILED)
+            _fail(batch, Internal, FAILED)
             self._rate.done(len(batch), monotonic())
 
     async def _answer(self, batch: list[_Item]) -> None:
@@ -297,7 +296,10 @@ def _run(infer: Infer, batch: Sequence[_Item], observe_batch: Callable[[int], No
     prepared = [_pixels_of(item.image) if item.is_wanted(monotonic()) else None for item in batch]
     decoded = monotonic()
     pixels = [of_image for of_image in prepared if isinstance(of_image, np.ndarray)]
-    read = iter(read_each(infer, pixels, observe_batch))
+    try:
+        read = iter(infer_each(infer, pixels, observe_batch))
+    except BaseException as error:  # that of an engine which exits would end the event loop
+        raise RuntimeError("the engine did not come back") from error
     results = [next(read) if isinstance(of_image, np.ndarray) else of_image for of_image in prepared]
     return _Run(began, decoded - began, monotonic() - decoded, results)
 
@@ -312,30 +314,3 @@ def _pixels_of(image: Image) -> NDArray[np.uint8] | ServiceError:
     except BaseException as error:
         logger.error("an image gave no pixels", exc_info=error)
         return Internal("the image could not be prepared")
-
-
-def read_each(
-    infer: Infer, pixels: Sequence[NDArray[np.uint8]], observe_batch: Callable[[int], None] = unheard
-) -> list[Outputs | Internal]:
-    """For each image its outputs (N = 1), or Internal where the engine fails on it or they are not finite numbers.
-
-    A batch that fails is read image by image: one that is bad must not take its neighbours with it. `observe_batch` is
-    told the size of every batch that does not. Whatever an engine raises or returns, this raises nothing.
-    """
-    if not pixels:
-        return []
-    try:
-        outputs = infer(np.stack(pixels))
-        finite = outputs.finite()
-        if len(finite) != len(pixels):
-            raise RuntimeError(f"{len(finite)} answers for {len(pixels)} images")
-    except BaseException as error:
-        if len(pixels) == 1:
-            logger.error("the engine failed on an image", exc_info=error)
-            return [Internal(_FAILED)]
-        logger.warning("a batch of %d images failed (%r); reading them one by one", len(pixels), error)
-        return [result for image in pixels for result in read_each(infer, [image], observe_batch)]
-    tell(observe_batch, len(pixels))
-    if not finite.all():
-        logger.error("the engine's outputs for %d images are not finite numbers", np.count_nonzero(~finite))
-    return [outputs[n : n + 1] if is_finite else Internal(_FAILED) for n, is_finite in enumerate(finite)]

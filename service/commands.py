@@ -195,7 +195,7 @@ def predict(
     for index, file in enumerate(track(files, "reading", console=console, disable=silent, transient=True)):
         picture = _picture(index, file, rectangles)
         items = prepare(picture, reader.metadata.input_size, settings.max_pixels)
-        answers = answers_of(items, reader.read(views_of(items), min_confidence=min_confidence))
+        answers = answers_of(items, reader.read_each(views_of(items), min_confidence=min_confidence))
         predictions += [item.prediction(answer, boxes=True) for item, answer in zip(items, answers, strict=True)]
         if file in targets:
             _draw(picture, items, answers, targets[file], settings.max_pixels)

@@ -7,7 +7,7 @@ eight bits; colour profiles are not applied, since digits are read by shape.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Self
@@ -50,13 +50,13 @@ class View:
     """What a reader is shown of one region.
 
     `pixels` is uint8 [h, w, 3] RGB, resized to the reader's input; `region` says which part of the photograph
-    it is, in the pixels of the full-resolution upright image. `photo` is the photograph, or None where the view came
-    without one.
+    it is, in the pixels of the full-resolution upright image. `photo` gives the photograph, or raises a ServiceError;
+    it is None where the view came without one.
     """
 
     pixels: NDArray[np.uint8]
     region: Region
-    photo: Photo | None = None
+    photo: Callable[[], Photo] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class Photo:
         """
         regions = [self.check_region(region) for region in regions]
         raster = self._raster(self._decoding_step(regions, size))
-        return [View(raster.view(region, size), region, self) for region in regions]
+        return [View(raster.view(region, size), region, lambda: self) for region in regions]
 
     def raster(self, max_pixels: int) -> Raster:
         """The whole photograph, reduced where it has more than so many pixels; raises BadImage."""

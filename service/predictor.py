@@ -219,7 +219,7 @@ class Predictor:
             if not isinstance(view, View) or view.photo is None or not isinstance(result, Answer):
                 continue
             if self._reader.is_worth_searching(view, result.outputs):
-                doubtful.setdefault(view.photo, {})[n] = _Doubtful(view.region, result)
+                doubtful.setdefault(view.photo(), {})[n] = _Doubtful(view.region, result)
         if doubtful:
             async with asyncio.TaskGroup() as searches:
                 for photo, of_photo in doubtful.items():

@@ -1,6 +1,6 @@
 """Readings: what the engine's outputs mean for the regions that were asked for.
 
-`Reader.read` is the whole way from views to readings, for whoever has them all at hand (the command line,
+`Reader.read_each` is the whole way from views to readings, for whoever has them all at hand (the command line,
 evaluation). HTTP has a batcher between the two halves and uses the second one, `Reader.compose`, alone.
 """
 
@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from service.artifact import ArtifactMetadata
 from service.decoding import Digit, decode
 from service.engine import CUDA, Engine, OnnxEngine, Outputs
-from service.errors import ServiceError
+from service.errors import Internal, ServiceError
 from service.geometry import Region, corners_in_pixels
-from service.imaging import Photo, View
+from service.imaging import View
+from service.infer_each import infer_each
 from service.observing import tell, unheard
-from service.search import ReadEach, holds_more, is_doubtful, search_at_once
+from service.search import holds_more, is_doubtful, search_at_once
 from service.second_look import look_twice
 
 __all__ = ["Box", "Engine", "OnnxEngine", "Outputs", "Reader", "Reading"]
@@ -106,44 +107,48 @@ class Reader:
         return self.engine.infer(images)[:count]
 
     def read(self, views: Sequence[View], *, min_confidence: float | None = None, boxes: bool = True) -> list[Reading]:
-        """One reading per view, in order.
+        """`read_each`, where nothing fails; raises Internal."""
+        readings = []
+        for reading in self.read_each(views, min_confidence=min_confidence, boxes=boxes):
+            if isinstance(reading, Internal):
+                raise reading
+            readings.append(reading)
+        return readings
 
-        `min_confidence` replaces the artifact's own threshold; `boxes=False` leaves the boxes out.
+    def read_each(
+        self, views: Sequence[View], *, min_confidence: float | None = None, boxes: bool = True
+    ) -> list[Reading | Internal]:
+        """One reading per view, in order, or Internal where the engine fails on it (`service.infer_each`).
+
+        `min_confidence` replaces the artifact's own threshold; `boxes=False` leaves the boxes out. Raises what a view's
+        `photo` raises that is no ServiceError.
         """
-        outputs = self._infer_all([view.pixels for view in views])
+        looks = self._infer_each([view.pixels for view in views])
         return [
-            self.compose(self._searched(view, first), view.region, min_confidence=min_confidence, boxes=boxes)
-            for view, first in zip(views, outputs, strict=True)
+            look
+            if isinstance(look, Internal)
+            else self.compose(self._searched(view, look), view.region, min_confidence=min_confidence, boxes=boxes)
+            for view, look in zip(views, looks, strict=True)
         ]
 
-    def _searched(self, view: View, first: Outputs) -> Outputs:
-        photo = view.photo
-        return first if photo is None else self.searched(view, first, lambda: photo, self._infer_all)
+    def _infer_each(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs | Internal]:
+        """Of any number of views."""
+        size = self.max_batch_size
+        batches = (images[start : start + size] for start in range(0, len(images), size))
+        return [look for batch in batches for look in infer_each(self.infer, batch)]
 
-    def _infer_all(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs]:
-        """The outputs for each of any number of views."""
-        outputs: list[Outputs] = []
-        for start in range(0, len(images), self.max_batch_size):
-            chunk = images[start : start + self.max_batch_size]
-            of_chunk = self.infer(np.stack(chunk))
-            outputs += [of_chunk[n : n + 1] for n in range(len(chunk))]
-        return outputs
+    def _searched(self, view: View, first: Outputs) -> Outputs:
+        """What a search finds, where it is worth one; or what was seen first (N = 1)."""
+        if view.photo is None or not self.is_worth_searching(view, first):
+            return first
+        try:
+            return search_at_once(view.photo(), view.region, self.metadata, self._infer_each) or first
+        except ServiceError:
+            return first
 
     def is_worth_searching(self, view: View, outputs: Outputs) -> bool:
         """Whether there may be more to see in the view's photograph than these outputs (N = 1) say of it."""
         return self._search and holds_more(view) and is_doubtful(view, outputs, self.metadata)
-
-    def searched(self, view: View, first: Outputs, photo: Callable[[], Photo], read: ReadEach) -> Outputs:
-        """What a search finds that `read` can do on the spot, where it is worth one; or what was seen first (N = 1).
-
-        `photo` gives the view's photograph, or raises a ServiceError.
-        """
-        if not self.is_worth_searching(view, first):
-            return first
-        try:
-            return search_at_once(photo(), view.region, self.metadata, read) or first
-        except ServiceError:
-            return first
 
     def compose(
         self, outputs: Outputs, region: Region, *, min_confidence: float | None = None, boxes: bool = True

@@ -1,6 +1,7 @@
 """The `housenumber` command, as a script would call it."""
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -167,6 +168,14 @@ def test_a_bad_file_is_told_and_the_others_are_read(artifact: Path, photos: list
     assert table.exit_code == 1
     assert "error" in table.stdout
     assert "Traceback" not in table.output
+
+
+def test_an_image_on_which_the_reader_fails_is_told(photos: list[Path], tmp_path: Path) -> None:
+    broken = write_artifact(tmp_path / "broken.onnx", zero=math.nan)
+    result = predict(broken, "--json", photos[0])
+    assert result.exit_code == 1
+    (prediction,) = json.loads(result.stdout)["predictions"]
+    assert (prediction["number"], prediction["error"]["code"]) == (None, "internal")
 
 
 def test_min_confidence_decides_what_is_accepted(artifact: Path, tmp_path: Path) -> None:

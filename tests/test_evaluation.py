@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tiny_reader import THRESHOLD, colour_of
+from tiny_reader import THRESHOLD, colour_of, write_artifact
 
 from housenumber.cli import main
 from models.checkpoint import load_reader, save_reader
 from models.data.sample import Sample
 from models.data.shards import write_shards
 from models.evaluation.checkpoint_engine import CheckpointEngine
+from models.evaluation.engines import RecordingEngine
 from models.evaluation.evaluate import evaluate_reader, read_samples
 from models.evaluation.report import Outcome, Report, coverage, digit_accuracy
 from models.readers import ReaderSpec, build_reader
@@ -98,6 +100,16 @@ def test_what_cannot_be_read_is_wrong_and_listed(engine: OnnxEngine) -> None:
     listed = {error.source: error.error or "" for error in report.errors}
     assert listed["truncated.png"].startswith("bad_image: ")
     assert listed["outside.png"].startswith("bad_region: ")
+
+
+def test_so_is_what_the_reader_fails_on(tmp_path: Path) -> None:
+    """Nor has it, as NaN would, the confidence that there is no number."""
+    broken = OnnxEngine(write_artifact(tmp_path / "broken.onnx", zero=math.nan), "cpu")
+    recording = RecordingEngine(broken)
+    report = evaluate_reader(Reader(recording), [sample("1", "1"), sample("", "")])
+    assert (report.overall.total.correct, report.overall.total.unreadable) == (0, 2)
+    assert {error.error for error in report.errors} == {"internal: the reader failed on this image"}
+    assert len(recording.take()) == 0
 
 
 @pytest.mark.parametrize(

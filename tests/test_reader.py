@@ -14,9 +14,10 @@ from tiny_reader import BOXES, SIZE, THETA, THRESHOLD, colour_of, metadata, writ
 
 from service.artifact import METADATA_KEY, ArtifactError, parse_metadata
 from service.engine import OnnxEngine, Outputs
+from service.errors import Internal
 from service.geometry import Region
 from service.imaging import View
-from service.reader import Reader
+from service.reader import Reader, Reading
 
 
 def pixels(number: str) -> NDArray[np.uint8]:
@@ -104,6 +105,29 @@ def test_a_batch_is_cut_into_pieces_and_put_together_again(engine: OnnxEngine) -
     assert [reading.number for reading in readings] == numbers
     assert sizes == [4, 4, 3]
     assert Reader(engine).read([]) == []
+
+
+def test_an_image_on_which_the_engine_fails_costs_no_other_its_reading(engine: OnnxEngine) -> None:
+    def fail(images: NDArray[np.uint8]) -> None:
+        if (images == colour_of("4")).all(axis=(1, 2, 3)).any():
+            raise RuntimeError("a secret")
+
+    reader = Reader(Sabotaged(engine, fail), max_batch_size=4)
+    readings = reader.read_each([view(number) for number in "3456789"])
+    assert [reading.number if isinstance(reading, Reading) else reading.code for reading in readings] == [
+        *("3", "internal", "5", "6", "7", "8", "9")
+    ]
+    with pytest.raises(Internal) as raised:
+        reader.read([view("3"), view("4")])
+    assert "secret" not in raised.value.detail
+
+
+def test_what_stops_the_program_stops_a_reader(engine: OnnxEngine) -> None:
+    def interrupt(_images: NDArray[np.uint8]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Reader(Sabotaged(engine, interrupt)).read_each([view("1")])
 
 
 @pytest.mark.parametrize(("largest", "sizes"), [(1, [1]), (4, [1, 2, 4]), (6, [1, 2, 4, 6])])

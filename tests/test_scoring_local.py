@@ -22,6 +22,7 @@ from service.scoring.run import EngineError
 from service.scoring.transfers import StorageError
 
 PATIENCE_S = 60
+ANSWERS = Answers(min_confidence=None, boxes=True, max_pixels=10**6, second_look=True, search=True)
 
 
 def record(number: str) -> Record:
@@ -172,16 +173,16 @@ def test_an_artifact_that_is_not_there_or_has_been_replaced_is_an_error_at_once(
         (loader_of(tmp_path / "missing.onnx"), "No such file"),
         (loader_of(artifact, sha256="0" * 64), "not the file any more"),
     ):
-        make = partial(make_scorer, loader, Answers(None, True, 10**6, True, search=True), {})
+        make = partial(make_scorer, loader, ANSWERS, {})
         with pytest.raises(ArtifactError, match=words), local_engine(make, 2):
             pytest.fail("it has begun")
 
 
 def test_a_loader_is_pinned_to_what_was_loaded(artifact: Path, engine: OnnxEngine) -> None:
     loader = Loader(artifact, "auto", 1, "auto", 64, 32)
-    pinned = loader.pinned(loader.load(second_look=True, search=True))
+    pinned = loader.pinned(loader.load(ANSWERS))
     assert (pinned.sha256, pinned.provider) == (engine.sha256, "cpu")
-    assert pinned.load(second_look=True, search=True).metadata == engine.metadata
+    assert pinned.load(ANSWERS).metadata == engine.metadata
 
 
 def test_a_worker_that_dies_before_it_is_ready_is_an_error() -> None:
@@ -204,9 +205,7 @@ def test_the_engine_ends_its_workers() -> None:
 
 
 def test_a_single_worker_is_no_process_of_its_own(artifact: Path) -> None:
-    with local_engine(
-        partial(make_scorer, loader_of(artifact), Answers(None, True, 10**6, True, search=True), {}), 1
-    ) as engine:
+    with local_engine(partial(make_scorer, loader_of(artifact), ANSWERS, {}), 1) as engine:
         assert read(engine, [["1"], ["2"]]) == [["1"], ["2"]]
         assert not workers_of(os.getpid())
 

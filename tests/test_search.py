@@ -221,8 +221,7 @@ def test_batches_stay_within_the_largest() -> None:
 
 def search_with(failing: Container[int]) -> tuple[int, Outputs | None]:
     """How many looks a search takes of which these fail, by their number, and what it finds."""
-    photo = view_of(picture("12", 300, 200)).photo
-    assert photo is not None
+    photo = Photo.open(encode(picture("12", 300, 200)), max_pixels=10**7)
     search, engine, count = Search(photo.whole, BlockReader.metadata), BlockReader(), 0
     while search.regions:
         looks: list[Outputs | ServiceError] = []

@@ -68,8 +68,9 @@ def write_version(root: Path, number: int, *, name: str = "tiny", **changes: obj
     return write_artifact(path, described.to_metadata_map())
 
 
-def write_artifact(path: Path, properties: dict[str, str] | None = None) -> Path:
-    """Writes the artifact; `properties` replaces its metadata entries."""
+def write_artifact(path: Path, properties: dict[str, str] | None = None, *, zero: float = 0.0) -> Path:
+    """Writes the artifact; `properties` replaces its metadata entries, and `zero` what is added to all boxes, so that
+    with NaN there are none."""
     centres = np.array([12.0 + 24.0 * digit for digit in range(10)] + [BLANK], np.float32)
     slots = np.array([1, 1, 1, 0, 0], np.float32)[None, :, None]
     bias = np.zeros((1, 5, 11), np.float32)
@@ -100,7 +101,7 @@ def write_artifact(path: Path, properties: dict[str, str] | None = None) -> Path
         "centres": centres,
         "sharpness": slots * np.float32(-0.05),
         "bias": bias,
-        "zero": np.zeros(1, np.float32),
+        "zero": np.array([zero], np.float32),
         "all_theta": THETA[None],
         "all_boxes": BOXES[None],
     }

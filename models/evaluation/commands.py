@@ -97,8 +97,12 @@ def evaluate(
         if outcome.error:
             click.echo(f"not readable: {outcome.collection} {outcome.source}: {outcome.error}", err=True)
     described = {"file": model.name, **_described(engine)}
-    asked = {"data": [str(path) for path in data], "whole_photographs": whole}
-    asked |= {"second_look": second_look, "search": search}
+    asked = {
+        "data": [str(path) for path in data],
+        "whole_photographs": whole,
+        "second_look": second_look,
+        "search": search,
+    }
     if json_out:
         json_out.write_text(json.dumps({"model": described, **asked, **report.to_json()}, indent=1) + "\n")
     if errors_out and misread:

@@ -53,7 +53,8 @@ class WrappedEngine:
 
 
 class RecordingEngine(WrappedEngine):
-    """An engine that keeps the probabilities of every image it is given, in order."""
+    """An engine that keeps the probabilities of every image that it reads, in order: not of one for which it gives no
+    finite numbers, which is not read."""
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
@@ -67,7 +68,7 @@ class RecordingEngine(WrappedEngine):
     def infer(self, images: NDArray[np.uint8]) -> Outputs:
         """See `service.engine.Engine.infer`."""
         outputs = self._engine.infer(images)
-        self._batches.append(outputs.probabilities)
+        self._batches.append(outputs.probabilities[outputs.finite()])
         return outputs
 
     def take(self) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from models.data.shards import chunks
 from models.evaluation.box_coverage import covered_share, overlap
 from models.evaluation.report import Outcome, Report
 from models.readers import SIDE_BY_SIDE
-from service.errors import ServiceError
+from service.errors import Internal, ServiceError
 from service.imaging import View
 from service.reader import Reader, Reading
 
@@ -25,18 +25,19 @@ def evaluate_reader(reader: Reader, samples: Iterable[Sample]) -> Report:
 def read_samples(reader: Reader, samples: Iterable[Sample]) -> Iterator[tuple[Sample, Outcome]]:
     """What `reader` reads in each sample, in order; `reader.max_batch_size` samples are in memory at a time.
 
-    A photograph that cannot be decoded, or a region that is not part of it, gives an outcome with an error.
+    A photograph that cannot be decoded, a region that is not part of it, or an image on which the reader fails gives an
+    outcome with an error.
     """
     for batch in chunks(samples, reader.max_batch_size):
         views = [_view(sample, reader.metadata.input_size) for sample in batch]
-        readings = iter(reader.read([view for view in views if isinstance(view, View)]))
+        readings = iter(reader.read_each([view for view in views if isinstance(view, View)]))
         for sample, view in zip(batch, views, strict=True):
             unread = _unread(sample)
             if isinstance(view, View):
                 side_by_side = reader.metadata.reader in SIDE_BY_SIDE
                 yield sample, _outcome(unread, sample, view, next(readings), side_by_side=side_by_side)
             else:
-                yield sample, replace(unread, error=f"{view.code}: {view.detail}")
+                yield sample, _failed(unread, view)
 
 
 def _unread(sample: Sample) -> Outcome:
@@ -45,7 +46,15 @@ def _unread(sample: Sample) -> Outcome:
     return Outcome(sample.collection, sample.source, sample.label, None, 0.0, digit_height=height)
 
 
-def _outcome(unread: Outcome, sample: Sample, view: View, reading: Reading, *, side_by_side: bool) -> Outcome:
+def _failed(unread: Outcome, error: ServiceError) -> Outcome:
+    return replace(unread, error=f"{error.code}: {error.detail}")
+
+
+def _outcome(
+    unread: Outcome, sample: Sample, view: View, reading: Reading | Internal, *, side_by_side: bool
+) -> Outcome:
+    if isinstance(reading, Internal):
+        return _failed(unread, reading)
     corners = [box.corners for box in reading.boxes]
     read_from = corners if side_by_side else corners[-1:]
     box = sample.number_box

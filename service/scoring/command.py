@@ -182,7 +182,7 @@ def score(
 def _by_this_machine(settings: Settings, answers: Answers, batch_size: int, workers: int | None) -> Scoring:
     loader = _loader(settings, batch_size)
     # Here only to see that it works, and what it is.
-    reader = loader.load(second_look=answers.second_look, search=answers.search)
+    reader = loader.load(answers)
     loader = loader.pinned(reader)
 
     def engine(job: Job) -> AbstractContextManager[Engine]:

@@ -5,25 +5,35 @@ It is what `POST /predict` does, without HTTP: the same decoding, limits, reader
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from service.artifact import ArtifactError
-from service.batcher import read_each
-from service.engine import CUDA, OnnxEngine, Outputs, Provider, Spinning
-from service.errors import BadRequest, Internal, ServiceError
-from service.imaging import Photo, View
+from service.engine import CUDA, OnnxEngine, Provider, Spinning
+from service.errors import BadRequest, ServiceError
+from service.imaging import Photo
 from service.pictures import Item, Picture, answers_of, prepare, views_of
-from service.reader import Reader, Reading
+from service.reader import Reader
 from service.schemas import ModelInfo
 from service.scoring.records import Record
 from service.scoring.schema import output_schema, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What is asked of the reader: `min_confidence` replaces the artifact's own threshold, `second_look` is whether it
+    looks twice at what stands crooked, `search` whether it searches photographs that it is not sure of. (Of
+    `max_pixels` and the last two a service decides for itself.)"""
+
+    min_confidence: float | None
+    boxes: bool
+    max_pixels: int
+    second_look: bool
+    search: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +51,8 @@ class Loader:
     batch_size: int
     sha256: str | None = None
 
-    def load(self, *, second_look: bool, search: bool) -> Reader:
-        """Raises ArtifactError, ProviderError."""
+    def load(self, answers: Answers) -> Reader:
+        """A reader that answers as asked. Raises ArtifactError, ProviderError."""
         engine = OnnxEngine(
             self.model,
             self.provider,
@@ -52,25 +62,12 @@ class Loader:
         )
         if self.sha256 not in (None, engine.sha256):
             raise ArtifactError(f"{self.model}: it is not the file any more that this job began with")
-        return Reader(engine, self.batch_size, second_look=second_look, search=search)
+        return Reader(engine, self.batch_size, second_look=answers.second_look, search=answers.search)
 
     def pinned(self, reader: Reader) -> Loader:
         """One that loads what `reader` reads with, or nothing: the same artifact, on the same kind of device."""
         provider: Provider = "cuda" if reader.engine.provider == CUDA else "cpu"
         return replace(self, provider=provider, sha256=reader.engine.sha256)
-
-
-@dataclass(frozen=True, slots=True)
-class Answers:
-    """What is asked of the reader: `min_confidence` replaces the artifact's own threshold, `second_look` is whether it
-    looks twice at what stands crooked, `search` whether it searches photographs that it is not sure of. (Of
-    `max_pixels` and the last two a service decides for itself.)"""
-
-    min_confidence: float | None
-    boxes: bool
-    max_pixels: int
-    second_look: bool
-    search: bool
 
 
 def content_of(record: Record, passed: Mapping[str, pa.DataType]) -> bytes | ServiceError:
@@ -98,26 +95,21 @@ class Scorer:
             picture = Picture(content_of(record, self._passed), 0, record.id, record.regions)
             for item in prepare(picture, self._reader.metadata.input_size, self._answers.max_pixels):
                 owners.append(record)
-                items.append(_without_photo(item))
-        shown = [(view, owner) for owner, item in zip(owners, items, strict=True) for view in views_of([item])]
-        answers = answers_of(items, self._read(shown))
+                items.append(self._without_file(item, record))
+        readings = self._reader.read_each(
+            views_of(items), min_confidence=self._answers.min_confidence, boxes=self._answers.boxes
+        )
+        answers = answers_of(items, readings)
         predictions = [
             item.prediction(answer, boxes=self._answers.boxes) for item, answer in zip(items, answers, strict=True)
         ]
         return rows(list(zip(owners, predictions, strict=True)), self.model, self._passed, self._schema)
 
-    def _read(self, shown: Sequence[tuple[View, Record]]) -> Iterator[Reading | ServiceError]:
-        results = self._infer_each([view.pixels for view, _ in shown])
-        for (view, record), result in zip(shown, results, strict=True):
-            if isinstance(result, Outputs):
-                yield self._reader.compose(
-                    self._reader.searched(view, result, partial(self._photo, record), self._infer_each),
-                    view.region,
-                    min_confidence=self._answers.min_confidence,
-                    boxes=self._answers.boxes,
-                )
-            else:
-                yield result
+    def _without_file(self, item: Item, record: Record) -> Item:
+        """The files of a batch would take a lot of memory; the few that are searched are read once more."""
+        if isinstance(item.view, ServiceError):
+            return item
+        return replace(item, view=replace(item.view, photo=partial(self._photo, record)))
 
     def _photo(self, record: Record) -> Photo:
         """Once more; raises StorageError, and ServiceError."""
@@ -126,17 +118,7 @@ class Scorer:
             raise content
         return Photo.open(content, max_pixels=self._answers.max_pixels)
 
-    def _infer_each(self, images: Sequence[NDArray[np.uint8]]) -> list[Outputs | Internal]:
-        size = self._reader.max_batch_size
-        chunks = (images[start : start + size] for start in range(0, len(images), size))
-        return [result for chunk in chunks for result in read_each(self._reader.infer, chunk)]
-
-
-def _without_photo(item: Item) -> Item:
-    """The files of a batch would take a lot of memory; the few that are searched are read once more."""
-    return replace(item, view=replace(item.view, photo=None)) if isinstance(item.view, View) else item
-
 
 def make_scorer(loader: Loader, answers: Answers, passed: Mapping[str, pa.DataType]) -> Scorer:
     """A scorer with a reader that is loaded here and now. Raises ArtifactError, ProviderError."""
-    return Scorer(loader.load(second_look=answers.second_look, search=answers.search), answers, passed)
+    return Scorer(loader.load(answers), answers, passed)

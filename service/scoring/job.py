@@ -27,14 +27,11 @@ logger = logging.getLogger(__name__)
 # A leading underscore hides a file from whoever reads the folder as a dataset (pandas, Spark).
 JOB, LISTING, SUCCESS, SUMMARY, LOCK = "_JOB.json", "_listing.parquet", "_SUCCESS", "_summary.json", "_lock"
 _OURS = (JOB, LISTING, SUCCESS, SUMMARY, LOCK)
+_SETTINGS = ("second_look", "search")  # of what a job is, this is no flag of the command
 
 
 class JobError(Exception):
     """The output belongs to something else, or to somebody else; one line that says to what."""
-
-
-_SETTINGS = ("second_look", "search")
-"""Of what a job is, this is no flag of the command."""
 
 
 @dataclass(frozen=True, slots=True)
