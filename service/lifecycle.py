@@ -91,9 +91,9 @@ class Lifecycle:
 
     @property
     def choice(self) -> Choice | None:
-        """What `load` is to be given elsewhere for the same; None for a file. Only once a model serves."""
-        assert self._serving is not None
-        return Choice(self._serving.name, self._serving.version, not self.pinned) if self._serving.name else None
+        """What `load` is to be given elsewhere for the same; None for a file, and as long as nothing serves."""
+        serving = self._serving
+        return Choice(serving.name, serving.version, not self.pinned) if serving and serving.name else None
 
     @property
     def is_loading(self) -> bool:
@@ -140,6 +140,10 @@ class Lifecycle:
         self._source.pinned = None if choice.newest else candidate.version
         self.on_serving()
         return replace(choice, version=candidate.version)
+
+    def follow_newest(self) -> None:
+        """Has a later reload look for a newer version than the one that serves, whichever that was to be."""
+        self._source.pinned = None
 
     def reload(self) -> asyncio.Task[None]:
         """Begins to load the newest version, or the pinned one, or the single file, if that is not what serves already.

@@ -154,7 +154,10 @@ class Supervisor:
     def _on_message(self, worker: _Watched, word: str, about: Any) -> None:
         match word:
             case "serving":
-                self._choice = worker.choice = about
+                worker.choice = about
+                # One that has been told what to begin with does not choose: others may have gone on meanwhile.
+                if worker.warm or self._choice is None:
+                    self._choice = about
                 if not worker.warm:
                     self._on_warm(worker)
             case "failed":

@@ -35,15 +35,17 @@ class Worker(Server):
         super().__init__(settings, self._spread)
         self._lifecycle.whole = post.replacement
         self._lifecycle.on_serving = self._on_serving
+        self._is_warm = False
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        self._channel.open(self._on_message, self._on_orphaned)
         self._in_background(self._beat())
         await super().startup(sockets)
+        # Only now: what is told to load another model waits for the first one, which has begun to be loaded.
+        self._channel.open(self._on_message, self._on_orphaned)
 
     async def on_tick(self, counter: int) -> bool:
         if self._post.connections[self._post.place] != NOT_LISTENING:
@@ -64,12 +66,14 @@ class Worker(Server):
             super()._begin_to_accept()
 
     def _on_serving(self) -> None:
+        if not self._is_warm:
+            self._is_warm = True
+            if self._post.choice is not None and self._post.choice.newest:
+                self._lifecycle.follow_newest()  # it was told a version only to begin with the same as the others
         self._channel.send("serving", self._lifecycle.choice)
         if self._post.connections[self._post.place] == NOT_LISTENING and not self.should_exit:
             self._post.connections[self._post.place] = 0
             super()._begin_to_accept()
-            if self._post.choice is not None:  # and not only for being the version it was told to begin with
-                self._in_background(self._lifecycle.load(self._post.choice))
 
     def _is_ahead(self) -> bool:
         return self._count_connections() > min(self._post.connections)

@@ -348,6 +348,49 @@ def test_a_version_that_one_worker_loads_all_load_and_also_the_next(tmp_path: Pa
             assert {number(client) for client in clients} == {"42"}
 
 
+@pytest.mark.parametrize("seconds", [0, 2])
+def test_a_worker_that_is_being_replaced_also_gets_what_is_loaded_meanwhile(seconds: int, tmp_path: Path) -> None:
+    """At once, when the new process has not begun yet, and while it takes so many seconds to load what it was told to
+    begin with."""
+    slowly = "from service.engine import OnnxEngine as E\nimport time\nload = E.__init__\n"
+    slowly += f"E.__init__ = lambda *args, **options: (time.sleep({seconds}), load(*args, **options))[1]\n"
+    (tmp_path / "sitecustomize.py").write_text(slowly)
+    root = tmp_path / "models"
+    write_version(root, 1)
+    write_version(root, 2, alphabet=REVERSED)
+    env = {"HOUSENUMBER_ADMIN_KEYS": "boss", **python_finds(tmp_path)}
+    with service_process(tmp_path / "log", *flags("--model-repository", str(root)), env=env) as server:
+        server.wait_until_ready()
+        os.kill(server.started(1)[-1], signal.SIGKILL)
+        wait_until(lambda: "another one takes its place" in server.log, PATIENCE_S)
+        body = {"parameters": {"config": '{"version_policy": {"specific": {"versions": [1]}}}'}}
+        with server.client() as client:
+            loaded = client.post("/v2/repository/models/tiny/load", json=body, headers={"X-API-Key": "boss"})
+        assert loaded.status_code == 200
+        wait_until(lambda: len(server.started(1)) == 2, PATIENCE_S)
+        time.sleep(2 * seconds)  # in which it could still go back to what it began with
+        with clients_of_both(server) as clients:
+            assert {number(client) for client in clients} == {"42"}
+        # So does the next one, which nobody tells anything.
+        os.kill(server.started(1)[-1], signal.SIGKILL)
+        wait_until(lambda: len(server.started(1)) == 3, PATIENCE_S)
+        with clients_of_both(server) as clients:
+            assert {number(client) for client in clients} == {"42"}
+
+
+def test_a_worker_that_begins_with_what_the_others_serve_follows_the_newest_as_they_do(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    write_version(root, 1)
+    with service_process(tmp_path / "log", *flags("--model-repository", str(root))) as server:
+        server.wait_until_ready()
+        os.kill(server.started(1)[-1], signal.SIGKILL)
+        wait_until(lambda: len(server.started(1)) == 2, PATIENCE_S)
+        write_version(root, 2, alphabet=REVERSED)
+        server.popen.send_signal(signal.SIGHUP)
+        with clients_of_both(server) as clients:
+            wait_until(lambda: {number(client) for client in clients} == {"57"}, PATIENCE_S)
+
+
 def number(client: httpx.Client) -> str:
     read: str = client.post("/predict", content=IMAGE).json()["predictions"][0]["number"]
     return read

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations`: FastAPI could not resolve the local names in the routes' annotations.
 
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,6 +22,8 @@ from service.settings import Settings
 from service.source import Choice
 from service.validation import first_mistake
 
+logger = logging.getLogger(__name__)
+
 # A model's configuration takes some thousand bytes.
 _MOST_BYTES = 2**20
 
@@ -33,7 +36,8 @@ def repository_router(
     access: Access,
     spread: Callable[[Choice], Awaitable[None]] | None,
 ) -> APIRouter:
-    """Triton's model repository extension. After a load, `spread` has the other processes load the same."""
+    """Triton's model repository extension. After a load, `spread` has the other processes load the same; where one of
+    them cannot, all go back."""
     router = APIRouter(
         prefix=f"{PREFIX}/repository",
         tags=["Open Inference Protocol"],
@@ -60,6 +64,12 @@ def repository_router(
             for version in await lifecycle.index()
         ]
 
+    async def go_back(choice: Choice, spread: Callable[[Choice], Awaitable[None]]) -> None:
+        try:
+            await spread(await lifecycle.load(choice))
+        except Exception:
+            logger.exception("not all processes have gone back to %s %s", choice.name, choice.version)
+
     @router.post("/index", summary="The versions there are", openapi_extra=_body(IndexRequest))
     async def index(request: Request) -> list[RepositoryVersion]:
         only_ready = (await body_of(request, IndexRequest)).ready
@@ -73,6 +83,7 @@ def repository_router(
     )
     async def load(request: Request, name: str) -> RepositoryVersion:
         parameters = (await body_of(request, LoadRequest)).parameters
+        before = lifecycle.choice
         try:
             version = parameters.config.version
             choice = await lifecycle.load(Choice(name, version, newest=version is None))
@@ -86,6 +97,8 @@ def repository_router(
             try:
                 await spread(choice)
             except Exception as error:
+                if before is not None and lifecycle.choice == choice:  # nobody has chosen another one since
+                    await go_back(before, spread)
                 raise Internal(str(error)) from error
         return RepositoryVersion(name=choice.name, version=choice.version, state="READY", reason="")
 
