@@ -53,22 +53,25 @@ _NOT_SERVED: dict[str, re.Pattern[bytes]] = {
 }
 _SNIFFED_BYTES = 1024
 
-# Photographs have some twenty header segments and at most a few dozen scans. Pillow needs quadratic time
-# for many EXIF segments, and libjpeg goes over the whole image once per scan: 40 bytes each buy 15 ms.
+# Photographs have some twenty header segments and at most some twenty scans. Pillow needs quadratic time for many EXIF
+# segments, and libjpeg goes over the whole image once per scan: a hundred bytes each buy 75 ms with the largest images.
 _MAX_JPEG_SEGMENTS = 2000
-_MAX_JPEG_SCANS = 100
+_MAX_JPEG_SCANS = 40
 # Every marker that libjpeg follows by its length, and the end of the image.
 _JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xdd\xe0-\xef\xfe]")
-_EOI, _SOS = b"\xff\xd9", b"\xff\xda"
+_EOI, _SOS, _BASELINE = b"\xff\xd9", b"\xff\xda", b"\xff\xc0"
+_JPEG_FRAMES = {b"\xff" + bytes([code]) for code in range(0xC0, 0xD0) if code not in (0xC4, 0xC8, 0xCC)}
 
 # The largest photographs have some thousands, of 8 KiB each. A chunk takes 12 bytes besides its data, and 6 us.
 _MAX_PNG_CHUNKS = 50_000
 _PNG_SIGNATURE_BYTES, _PNG_CHUNK_BYTES = 8, 12
 
 # What is decoded in 30 to 100 ms on one CPU, some thirty times as long as a small photograph: pixels of what is decoded
-# as a whole, bytes of a JPEG, which is decoded at the scale that is needed.
+# as a whole, bytes of a JPEG, which is decoded at the scale that is needed. Where that has several scans (a progressive
+# one has ten, and may have forty) each goes over all pixels.
 _COSTLY_PIXELS = 2_000_000
 _COSTLY_JPEG_BYTES = 2_000_000
+_COSTLY_PIXELS_IN_SCANS = 250_000
 
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -97,22 +100,21 @@ def open_image(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
 def looks_costly(data: bytes) -> bool:
     """Whether decoding takes far longer than of most images, as their first bytes have it: a guess, in microseconds.
 
-    A TIFF, which has its size anywhere, is taken for costly.
+    A TIFF, which has its size anywhere, and a GIF, whose frame may be larger than it says at first, are taken for
+    costly.
     """
     name = _format_of(data)
     match name:
         case "JPEG":
-            return len(data) > _COSTLY_JPEG_BYTES
+            return len(data) > _COSTLY_JPEG_BYTES or _has_costly_scans(data)
         case "PNG":
             width, height = data[16:20], data[20:24]
-        case "GIF":
-            width, height = data[7:5:-1], data[9:7:-1]
         case "BMP":
             width, height = data[21:17:-1], data[25:21:-1]
         case "WEBP":
             return math.prod(_webp_size(data)) > _COSTLY_PIXELS
         case _:
-            return name == "TIFF"
+            return name in ("GIF", "TIFF")
     return int.from_bytes(width) * int.from_bytes(height) > _COSTLY_PIXELS
 
 
@@ -162,6 +164,22 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         bits = int.from_bytes(body[1:5], "little")
         return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
     return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+
+
+def _has_costly_scans(data: bytes) -> bool:
+    """Whether a JPEG has several scans, and many pixels; also of one that does not begin as they all do."""
+    at, pixels, components = 2, 0, b""
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        marker = data[at : at + 2]
+        if marker in _JPEG_FRAMES:
+            pixels = int.from_bytes(data[at + 5 : at + 7]) * int.from_bytes(data[at + 7 : at + 9])
+            components = data[at + 9 : at + 10] if marker == _BASELINE else b""
+        elif marker == _SOS:
+            return data[at + 4 : at + 5] != components and pixels > _COSTLY_PIXELS_IN_SCANS
+        elif marker[:1] != b"\xff":
+            break
+        at += 2 + int.from_bytes(data[at + 2 : at + 4])
+    return True
 
 
 def _check_jpeg_effort(data: bytes) -> None:
