@@ -47,6 +47,10 @@ _CONFIDENCE = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1
 
 
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+# Whether metrics are shared is for `share` to say: not for a variable that was meant for another program.
+os.environ.pop(_FOLDER, None)
+values.ValueClass = values.MutexValue
+
 _MODEL_INFO = "housenumber_model_info"
 
 

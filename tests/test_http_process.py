@@ -190,6 +190,14 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_its_own_code(tmp_pa
         assert "Traceback" not in server.log
 
 
+def test_a_variable_that_has_others_share_their_metrics_is_not_for_this_one(artifact: Path, tmp_path: Path) -> None:
+    env = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "missing")}
+    with service_process(tmp_path / "log", "--model", str(artifact), "--provider", "cpu", env=env) as server:
+        server.wait_until_ready()
+        with server.client() as client:
+            assert "\nhousenumber_model_info{" in client.get("/metrics").text
+
+
 def test_a_port_that_is_taken_ends_the_process_with_its_own_code(flags: tuple[str, ...], tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
