@@ -490,3 +490,13 @@ def test_threads_may_share_a_photo() -> None:
 
 def test_a_photo_prints_without_its_bytes() -> None:
     assert len(repr(opened(encode(BIG, "JPEG")))) < 200
+
+
+def test_a_photo_is_found_among_others_without_its_bytes_being_hashed() -> None:
+    class Megabytes(bytes):
+        def __hash__(self) -> int:
+            raise AssertionError("all of them would be read")
+
+    images = (BIG, BIG, BIG.transpose(Image.Transpose.ROTATE_180))
+    first, same, other = (opened(Megabytes(encode(image, "PNG"))) for image in images)
+    assert len({first, same, other}) == 2

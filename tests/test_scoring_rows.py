@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scoring import folder_of, numbers, rows, score, summary
 from serving import Sabotaged, encode, plain
+from test_search import BlockReader, picture
 from tiny_reader import colour_of
 
 from service.engine import OnnxEngine, Outputs
@@ -23,6 +24,8 @@ from service.reader import Reader
 from service.scoring.core import Answers, Scorer
 from service.scoring.records import Position, Record
 from service.scoring.schema import METADATA_KEY, OWN_COLUMNS
+from service.scoring.storage import Place
+from service.scoring.transfers import StorageError
 
 
 def as_prediction(row: dict[str, Any]) -> dict[str, Any]:
@@ -222,3 +225,61 @@ def test_outputs_that_are_no_numbers_are_an_error_as_over_http(engine: OnnxEngin
     scorer = Scorer(Reader(NotANumber(engine, lambda images: None)), Answers(None, False, 10**6, True, search=True), {})
     found = scorer.score([record(number) for number in ("7", "5")]).to_pylist()
     assert [(row["number"], row["error_code"]) for row in found] == [(None, Internal.code), ("5", None)]
+
+
+def in_file(path: Path) -> Record:
+    return Record(path.name, path.name, Place.parse(str(path)), Position(0), 0)
+
+
+def block_scorer() -> Scorer:
+    """Whose reader is not sure of what is far away."""
+    return Scorer(Reader(BlockReader()), Answers(None, True, 10**6, True, search=True), {})
+
+
+def score_with(monkeypatch: pytest.MonkeyPatch, again: bytes | Exception) -> list[dict[str, Any]]:
+    """The rows of a file that is to be searched, of whose second reading this comes."""
+    contents = iter([encode(picture("12", 300, 200)), again])
+
+    def read(_place: Place) -> bytes:
+        content = next(contents)
+        if isinstance(content, Exception):
+            raise content
+        return content
+
+    monkeypatch.setattr(Place, "read", read)
+    found: list[dict[str, Any]] = block_scorer().score([in_file(Path("/photograph"))]).to_pylist()
+    assert next(contents, None) is None
+    return found
+
+
+def test_files_are_not_kept_and_those_that_are_searched_are_read_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    read = Place.read
+
+    def note(place: Place) -> bytes:
+        reads.append(place.name)
+        return read(place)
+
+    monkeypatch.setattr(Place, "read", note)
+    photograph = picture("12", 300, 200)
+    for name, image in (("far", photograph), ("near", photograph.crop((280, 190, 370, 240)))):
+        (tmp_path / name).write_bytes(encode(image))
+    records = [in_file(tmp_path / name) for name in ("far", "near", "far")]
+    found = block_scorer().score(records).to_pylist()
+    assert [(row["number"], row["accepted"]) for row in found] == [("12", True)] * 3
+    assert reads == ["far", "near", "far", "far", "far"]
+
+
+@pytest.mark.parametrize("again", [b"junk", b"", FileNotFoundError(2, "it is gone")])
+def test_a_file_that_cannot_be_read_once_more_keeps_its_first_answer(
+    again: bytes | OSError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (row,) = score_with(monkeypatch, again)
+    assert (row["accepted"], row["error_code"], row["width"]) == (False, None, 512)
+
+
+def test_a_storage_that_fails_when_a_file_is_read_once_more_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StorageError, match="no answer"):
+        score_with(monkeypatch, StorageError("no answer"))
