@@ -89,7 +89,9 @@ class Predictor:
             observe_rejected=partial(metrics.observe_rejected, "queue"),
         )
         self._searches = asyncio.Semaphore(_SEARCHES_AT_ONCE)
-        self._most_searched = settings.max_queue_images // 2
+        self._searched = 0  # photographs, those included that wait for the semaphore
+        self._most_searched = settings.max_images  # so that a request that has all may have all of them searched
+        self._most_looks = settings.max_queue_images // 2
         self._observe_reading = metrics.observe_reading
         self._observe_search = metrics.observe_search
         self._requests = 0
@@ -233,7 +235,10 @@ class Predictor:
         """Searches regions of a photograph, which is decoded once for all of them. Without the room or the time (until
         `stop_at`, the event loop's) their first looks remain the answers."""
         waiting = list(doubtful)
+        self._searched += 1
         try:
+            if self._searched > self._most_searched:
+                raise Overloaded("as many photographs as may be are being searched")
             async with asyncio.timeout_at(stop_at), self._searches:
                 _check_time(max(one.answer.decode_s for one in doubtful), stop_at)
                 if self._pool.is_full:
@@ -249,13 +254,15 @@ class Predictor:
         except (TimeoutError, DeadlineExceeded, Unavailable, BadImage):
             for _ in waiting:
                 self._observe_search("given_up")
+        finally:
+            self._searched -= 1
 
     async def _search_region(self, raster: Raster, doubtful: _Doubtful, stop_at: float) -> bool:
         """Whether there is something to be found; then it is the answer."""
         search, round_s = Search(doubtful.region, self.metadata), 0.0
         while search.regions:
             _check_time(round_s, stop_at)
-            if self._batcher.taken + len(search.regions) > self._most_searched:
+            if self._batcher.taken + len(search.regions) > self._most_looks:
                 raise Overloaded("searches take half of the queue at most")
             started = perf_counter()
             images = [partial(raster.view, region, self.metadata.input_size) for region in search.regions]

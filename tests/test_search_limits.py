@@ -168,6 +168,32 @@ def test_eight_photographs_are_searched_at_a_time(monkeypatch: pytest.MonkeyPatc
         assert searches(client) == {"found": count}
 
 
+def test_no_more_photographs_wait_for_a_search_than_one_request_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a service that gets more than it can search would have all wait for it, until their deadlines."""
+    go_on, raster = threading.Event(), Photo.raster
+
+    def hold(photo: Photo, max_pixels: int) -> Raster:
+        go_on.wait()
+        return raster(photo, max_pixels)
+
+    monkeypatch.setattr(Photo, "raster", hold)
+    with serving(BlockReader(), decode_threads=1, max_images=2) as client, ThreadPoolExecutor(1) as caller:
+        try:
+            files = [("image", encode(picture("12", 300 + n, 200))) for n in range(2)]
+            first = caller.submit(client.post, "/predict", files=files)
+            wait_until(lambda: decoding(client) == 2)
+            (second,) = client.post("/predict", content=encode(picture("21", 300, 200))).json()["predictions"]
+            assert (second["accepted"], second["error"]) == (False, None)
+            assert searches(client) == {"given_up": 1}
+        finally:
+            go_on.set()
+        predictions = first.result().raise_for_status().json()["predictions"]
+        assert [prediction["number"] for prediction in predictions] == ["12"] * 2
+        (third,) = client.post("/predict", content=encode(picture("21", 300, 200))).json()["predictions"]
+        assert third["number"] == "21"
+        assert searches(client) == {"given_up": 1, "found": 3}
+
+
 def test_a_photograph_that_does_not_decode_again_keeps_its_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as for want of memory; another photograph of the request is searched as ever."""
     whole = picture("12", 300, 200)
