@@ -30,6 +30,7 @@ bench: $(VENV)/.dev ## Cost of the readers; service and batch scoring against wh
 	@mkdir -p runs/bench
 	$(BIN)/python -m bench.readers --json runs/bench/readers.json
 	$(BIN)/python -m bench.service --json runs/bench/service.json
+	$(BIN)/python -m bench.searches --json runs/bench/searches.json
 	$(BIN)/python -m bench.scoring speed --json runs/bench/scoring-speed.json
 	$(BIN)/python -m bench.scoring cluster --json runs/bench/scoring-cluster.json
 	$(BIN)/python -m bench.scoring memory --json runs/bench/scoring-memory.json
