@@ -84,7 +84,7 @@ class Batcher:
         observe_dropped: Callable[[Dropped], None] = unheard,
         observe_rejected: Callable[[int], None] = unheard,
     ) -> None:
-        self._infer = infer
+        self._infer = _contained(infer)
         self._max_batch_size = max_batch_size
         self._max_queue_images = max_queue_images
         self._max_batch_delay_s = max_batch_delay_s
@@ -278,6 +278,20 @@ def _fail(items: Iterable[_Item], error: type[ServiceError], detail: str) -> Non
             item.future.set_exception(error(detail))
 
 
+def _contained(infer: Infer) -> Infer:
+    """The same, of which an exit or an interrupt is a failure like others: it would end the event loop."""
+
+    def contained(images: NDArray[np.uint8]) -> Outputs:
+        try:
+            return infer(images)
+        except Exception:
+            raise
+        except BaseException as error:
+            raise RuntimeError("the engine was about to end the program") from error
+
+    return contained
+
+
 @dataclass(frozen=True, slots=True)
 class _Run:
     """What came of a batch: for each image its outputs (N = 1), or why there are none, or None where it was not wanted
@@ -296,10 +310,7 @@ def _run(infer: Infer, batch: Sequence[_Item], observe_batch: Callable[[int], No
     prepared = [_pixels_of(item.image) if item.is_wanted(monotonic()) else None for item in batch]
     decoded = monotonic()
     pixels = [of_image for of_image in prepared if isinstance(of_image, np.ndarray)]
-    try:
-        read = iter(infer_each(infer, pixels, observe_batch))
-    except BaseException as error:  # that of an engine which exits would end the event loop
-        raise RuntimeError("the engine did not come back") from error
+    read = iter(infer_each(infer, pixels, observe_batch))
     results = [next(read) if isinstance(of_image, np.ndarray) else of_image for of_image in prepared]
     return _Run(began, decoded - began, monotonic() - decoded, results)
 
