@@ -172,7 +172,7 @@ class Predictor:
     ) -> Predicted:
         started = perf_counter()
         preparations, ahead_s = await self._prepared(pictures, deadline)
-        results = await self._read(preparations, deadline)
+        results = await self._read(preparations, ahead_s, deadline)
         answered_at = perf_counter()
         items = _items_of(preparations)
         answers = [
@@ -190,7 +190,7 @@ class Predictor:
             ahead_s = 0.0
         else:
             preparations, ahead_s = await self._prepared(images, deadline)
-        results = await self._read(preparations, deadline)
+        results = await self._read(preparations, ahead_s, deadline)
         answered_at = perf_counter()
         views = _unfailed([item.view for item in _items_of(preparations)])
         readings = _unfailed(
@@ -211,9 +211,11 @@ class Predictor:
             await self._pool.map(Preparation.items, ahead, deadline)
         return preparations, perf_counter() - started
 
-    async def _read(self, preparations: Sequence[Preparation], deadline: float) -> list[Answer | ServiceError]:
+    async def _read(
+        self, preparations: Sequence[Preparation], ahead_s: float, deadline: float
+    ) -> list[Answer | ServiceError]:
         """The answer for each image, after a search where that is worth it, or what is wrong with the image; raises
-        what concerns the request as a whole."""
+        what concerns the request as a whole. `ahead_s` is what it took to decode ahead."""
         results = await self._computed(_images_of(preparations), deadline)
         doubtful: dict[Photo, dict[int, _Doubtful]] = {}
         for n, (item, result) in enumerate(zip(_items_of(preparations), results, strict=True)):
@@ -225,22 +227,23 @@ class Predictor:
         if doubtful:
             async with asyncio.TaskGroup() as searches:
                 for photo, of_photo in doubtful.items():
-                    searches.create_task(self._search(photo, of_photo.values(), deadline - _TO_ANSWER_S))
+                    decode_s = max(ahead_s, *[one.answer.decode_s for one in of_photo.values()])
+                    searches.create_task(self._search(photo, of_photo.values(), decode_s, deadline - _TO_ANSWER_S))
         for of_photo in doubtful.values():
             for n, searched in of_photo.items():
                 results[n] = searched.answer
         return results
 
-    async def _search(self, photo: Photo, doubtful: Collection[_Doubtful], stop_at: float) -> None:
-        """Searches regions of a photograph, which is decoded once for all of them. Without the room or the time (until
-        `stop_at`, the event loop's) their first looks remain the answers."""
+    async def _search(self, photo: Photo, doubtful: Collection[_Doubtful], decode_s: float, stop_at: float) -> None:
+        """Searches regions of a photograph, which is decoded once for all of them, presumably in `decode_s`. Without
+        the room or the time (until `stop_at`, the event loop's) their first looks remain the answers."""
         waiting = list(doubtful)
         self._searched += 1
         try:
             if self._searched > self._most_searched:
                 raise Overloaded("as many photographs as may be are being searched")
             async with asyncio.timeout_at(stop_at), self._searches:
-                _check_time(max(one.answer.decode_s for one in doubtful), stop_at)
+                _check_time(decode_s, stop_at)
                 if self._pool.is_full:
                     raise Overloaded("too much is being decoded for a search")
                 started = perf_counter()

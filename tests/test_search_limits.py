@@ -35,17 +35,18 @@ class InTime:
     """The service on a simulated clock, on which each decoding and each batch takes so many seconds. `decodings` are
     those that were begun; `batches` too, each with its images."""
 
-    def __init__(self, *, decode_s: float = 0.0, batch_s: float = 0.0) -> None:
+    def __init__(self, *, decode_s: float = 0.0, decode_threads: int = 1, batch_s: float = 0.0) -> None:
         self.decodings = 0
         self.batches: list[int] = []
         self._decode_s = decode_s
+        self._decode_threads = decode_threads
         self._batch_s = batch_s
 
     def read(self, image: Image.Image, within_s: float) -> Prediction:
         async def main() -> Prediction:
             loop = cast(SimulatedLoop, asyncio.get_running_loop())
             with self._on_the_clock_of(loop):
-                pool = DecodePool(1, 100)
+                pool = DecodePool(self._decode_threads, 100)
                 engine = Sabotaged(BlockReader(), lambda images: self.batches.append(len(images)))
                 predictor = Predictor(Reader(engine), pool, Settings(), Metrics())
                 predicted = await predictor.predict(
@@ -79,10 +80,13 @@ class InTime:
             yield
 
 
+@pytest.mark.parametrize("threads", [1, 2], ids=["decoded in the batch", "decoded ahead"])
 @pytest.mark.parametrize(("within_s", "decodings"), [(4.0, 1), (4.1, 2)])
-def test_a_photograph_is_not_decoded_for_a_search_that_would_be_too_late_then(within_s: float, decodings: int) -> None:
+def test_a_photograph_is_not_decoded_for_a_search_that_would_be_too_late_then(
+    within_s: float, decodings: int, threads: int
+) -> None:
     """To decode it took 2 s for the first look, and a search leaves 50 ms."""
-    service = InTime(decode_s=2.0)
+    service = InTime(decode_s=2.0, decode_threads=threads)
     prediction = service.read(picture("12", 300, 200), within_s)
     assert (service.decodings, prediction.accepted) == (decodings, decodings == 2)
 
