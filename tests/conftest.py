@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from serving import serving
 from tiny_reader import write_artifact
 
 from service.engine import OnnxEngine
+
+# Before anything imports PyTorch, and for the processes that tests start. Its threads wait for each other by turning in
+# circles: with as many of them as there are CPUs, each other busy process makes these small networks several times
+# slower than one thread is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says nothing about what is tested, only how busy the machine is.
 settings.register_profile("at any speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

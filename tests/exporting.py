@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from narrow import COMBINED, registered
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from export import parity
+from export.artifact import Label, build_artifact
 from models.checkpoint import save_reader
 from models.readers import ReaderSpec, build_reader
-from models.transformer import SpatialTransformer
+from models.transformer import Sampling, SpatialTransformer
 from service.artifact import METADATA_KEY
 
 TRAINING = {"recipe": "test", "steps": 3, "data": ["a", "b"]}
@@ -44,6 +48,14 @@ def lively_checkpoint(path: Path, reader: str, size: int = 64) -> Path:
             nn.init.normal_(part.to_theta.weight, std=0.02)
     save_reader(path, network, spec)
     return path
+
+
+@cache
+def combined_artifact(family: str, sampling: Sampling) -> tuple[bytes, bytes]:
+    """The artifact of a lively `COMBINED` for 32 x 32 pixels, and its checkpoint. Made once: it takes seconds."""
+    with TemporaryDirectory() as folder, registered(family, sampling):
+        weights = lively_checkpoint(Path(folder, "weights.safetensors"), COMBINED, 32)
+        return build_artifact(weights, Label()), weights.read_bytes()
 
 
 def shorten_parity(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,14 +9,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from exporting import lively_checkpoint, shorten_parity
+from exporting import combined_artifact, shorten_parity
 from families import FAMILIES
 from lecture import Array, through
-from narrow import COMBINED, registered
+from narrow import registered
 from torch import Tensor, nn
 
 from export import parity
-from export.artifact import Label, build_artifact
 from export.operators import foreign_operators
 from export.verify import verify
 from models.boxes import target_outline
@@ -51,9 +50,10 @@ def test_it_is_exported_and_answers_as_pytorch_and_the_formulas_do(
     shorten_parity(monkeypatch)
     formula = FAMILIES[name].formula
     path = tmp_path / "reader.onnx"
+    artifact, checkpoint = combined_artifact(name, sampling)
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(checkpoint)
     with registered(name, sampling):
-        weights = lively_checkpoint(tmp_path / "weights.safetensors", COMBINED, SIZE)
-        artifact = build_artifact(weights, Label())
         failed = {check.name: check.detail for check in verify(artifact, weights) if not check.passed}
         reader, _ = load_reader(weights)
     if sampling == "nearest":

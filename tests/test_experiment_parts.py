@@ -153,12 +153,12 @@ def test_what_cannot_be_seen_is_left_out() -> None:
 def test_drawn_birds_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bird_tasks, "DRAWN_BATCH_SIZE", 4)
     told = []
-    for out in (tmp_path / "first", tmp_path / "again"):
-        result = experiment("--steps", 2, "--seeds", 2, "--out", out)
+    for out, seeds in ((tmp_path / "first", 2), (tmp_path / "again", 1)):
+        result = experiment("--steps", 2, "--seeds", seeds, "--out", out)
         assert result.exit_code == 0, result.output
         told.append(json.loads((out / "result.json").read_text())["seeds"])
         assert (out / "boxes.png").read_bytes().startswith(b"\x89PNG")
-    assert told[0] == told[1]
+    assert told[0][:1] == told[1]
     first, second = (seed["figures"] for seed in told[0])
     assert first["accuracy"].keys() == NETWORKS.keys()
     assert len(first["followed"]) == 1 + 2 + 4

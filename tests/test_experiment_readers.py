@@ -39,7 +39,7 @@ from service.geometry import Region
 from service.imaging import Photo
 
 EXAMPLE = Path(__file__).parents[1] / "docs/images/example.jpg"
-CHOSEN = ("compact", "cnn", "parallel")
+CHOSEN = ("cnn", "parallel")
 
 Pixels = NDArray[np.uint8]
 
@@ -89,7 +89,7 @@ def test_readers_from_end_to_end(tmp_path: Path) -> None:
     told = json.loads((out / "result.json").read_text())["seeds"][0]
     assert {framing: tuple(rows) for framing, rows in told["figures"].items()} == {
         "tight": CHOSEN,
-        "loose": ("compact", "cnn"),
+        "loose": ("cnn",),
     }
     for rows in told["figures"].values():
         for row in rows.values():
@@ -98,7 +98,8 @@ def test_readers_from_end_to_end(tmp_path: Path) -> None:
             assert 0 <= row["right"] <= 100
             assert 0 <= row["photographs right"] <= 100
         assert rows["cnn"][RATIO] == 1
-        assert rows["compact"][RATIO] == pytest.approx(rows["compact"]["ms"] / rows["cnn"]["ms"])
+    tight = told["figures"]["tight"]
+    assert tight["parallel"][RATIO] == pytest.approx(tight["parallel"]["ms"] / tight["cnn"]["ms"])
     assert told["details"]["tight"]["cnn"]["plain"]["n"] == 2
     table = (out / "table.md").read_text()
     assert "| parallel |" in table
@@ -122,8 +123,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def alone(miniature: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """One reader at one size."""
-    monkeypatch.setattr(readers, "READERS", {"parallel": READERS["parallel"]})
-    monkeypatch.setattr(readers, "REFERENCE", "parallel")
+    monkeypatch.setattr(readers, "READERS", {"cnn": READERS["cnn"]})
     monkeypatch.setattr(readers, "FRAMINGS", {"tight": 32})
 
 
@@ -157,7 +157,7 @@ def test_shards_take_the_place_of_synthetic_numbers(
         return train(recipe, training, *others, **options)
 
     monkeypatch.setattr(loop, "train", noted)
-    read = readers.run(Settings(0, tmp_path, shards, steps=1)).details["tight"]["parallel"]
+    read = readers.run(Settings(0, tmp_path, shards, steps=1)).details["tight"]["cnn"]
     assert learned_from == [["number 0", "number 1", "number 2"]]
     assert list(read) == ["number 3", "number 4"]
     result = experiment("readers", "--data", collection(tmp_path / "no-shards", "1"), "--out", tmp_path / "out")

@@ -52,7 +52,8 @@ def test_a_job_killed_twenty_times_writes_what_an_undisturbed_one_does(
     for kill in range(KILLS):
         # The first ones before there is any part; later ones around the writing of one.
         further = 0 if kill < 4 else rng.randint(1, 3)
-        with process(artifact, *command) as job:
+        # Mostly all in one process; of those that have workers each takes seconds to begin.
+        with process(artifact, *command, "--workers", 2 if kill % 4 == 3 else 1) as job:
             before = len(kept)
             wait_until(lambda: out.exists() and len(parts(out)) >= before + further, 60)  # noqa: B023
             time.sleep(rng.uniform(0.0, 0.3 if kill < 4 else 0.02))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from housenumber.cli import main
-from models.checkpoint import load_reader, weights_sha256
+from models.checkpoint import load_reader, save_reader, weights_sha256
 from models.data.sample import Sample
-from models.data.shards import write_shards
+from models.data.shards import read_shards, write_shards
 from models.data.synthetic.fonts import BUILT_IN
 from models.data.synthetic.render import render
 from models.readers import build_reader, negative_log_likelihood
@@ -74,8 +75,15 @@ checkpoint_every = 3
 
 
 @pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    return [render(index, 0, (BUILT_IN,)) for index in range(14)]
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shards"
+    write_shards((render(index, 0, (BUILT_IN,)) for index in range(14)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def samples(shards: Path) -> list[Sample]:
+    return list(read_shards(shards))
 
 
 @pytest.fixture
@@ -85,9 +93,25 @@ def recipe_file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def recipe(recipe_file: Path) -> Recipe:
-    return load_recipe(str(recipe_file))
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(RECIPE)
+    return load_recipe(str(path))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, samples: list[Sample], recipe: Recipe) -> Path:
+    """The folder of an undisturbed run. Tests that give it to another run give it a copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(recipe, samples, folder, ignore)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _without_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing them takes as long as the steps of these runs; `finished` and what has a process of its own have them."""
+    monkeypatch.setattr(loop, "draw_curves", lambda folder: folder)
 
 
 def run(recipe: Recipe, samples: list[Sample], folder: Path, report: Callable[[loop.Progress], None]) -> Path:
@@ -218,9 +242,10 @@ def test_training_lowers_the_loss_on_what_it_learns(tmp_path: Path, samples: lis
     assert float(loss) < 5 * math.log(11)
 
 
-def test_a_run_that_is_stopped_gives_the_same_weights(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
-    undisturbed = run(recipe, samples, tmp_path / "undisturbed", ignore)
-    assert load_file(undisturbed)
+def test_a_run_that_is_stopped_gives_the_same_weights(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, finished: Path
+) -> None:
+    assert load_file(finished / loop.WEIGHTS)
 
     class StoppedError(Exception): ...
 
@@ -234,47 +259,38 @@ def test_a_run_that_is_stopped_gives_the_same_weights(tmp_path: Path, samples: l
         with pytest.raises(StoppedError):
             run(recipe, samples, folder, stop)
         weights = run(recipe, samples, folder, ignore)
-        assert weights.read_bytes() == undisturbed.read_bytes()
-        assert (folder / "metrics.jsonl").read_text() == (tmp_path / "undisturbed/metrics.jsonl").read_text()
+        assert weights.read_bytes() == (finished / loop.WEIGHTS).read_bytes()
+        assert (folder / "metrics.jsonl").read_text() == (finished / "metrics.jsonl").read_text()
         events = EventAccumulator(str(folder / "tensorboard")).Reload()
         assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
-def test_sigkill_at_any_moment_changes_nothing(tmp_path: Path, samples: list[Sample], recipe_file: Path) -> None:
-    write_shards(samples, tmp_path / "shards")
-
-    def command(folder: str) -> list[str]:
-        arguments = ["train", str(recipe_file), "--data", str(tmp_path / "shards"), "--out", str(tmp_path / folder)]
-        return [sys.executable, "-m", "housenumber", *arguments]
-
-    subprocess.run(command("undisturbed"), check=True, capture_output=True)
+def test_sigkill_at_any_moment_changes_nothing(tmp_path: Path, shards: Path, recipe_file: Path, finished: Path) -> None:
+    arguments = ["train", str(recipe_file), "--data", str(shards), "--out", str(tmp_path / "killed")]
+    command = [sys.executable, "-m", "housenumber", *arguments]
     metrics = tmp_path / "killed/metrics.jsonl"
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     give_up = time.monotonic() + 60
     while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") >= 3):
         assert time.monotonic() < give_up
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    subprocess.run(command("killed"), check=True, capture_output=True)
-    for name in ("weights.safetensors", "metrics.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
+    subprocess.run(command, check=True, capture_output=True)
+    for name in (loop.WEIGHTS, "metrics.jsonl"):
+        assert (tmp_path / "killed" / name).read_bytes() == (finished / name).read_bytes()
     events = EventAccumulator(str(tmp_path / "killed/tensorboard")).Reload()
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, STEPS + 1))
 
 
-def test_a_run_leaves_metrics_curves_and_pictures_of_its_boxes(
-    tmp_path: Path, samples: list[Sample], recipe: Recipe
-) -> None:
-    folder = tmp_path / "run"
-    run(recipe, samples, folder, ignore)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_leaves_metrics_curves_and_pictures_of_its_boxes(finished: Path) -> None:
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train_loss" in row] == list(range(1, STEPS + 1))
     assert all(row["train_location"] == 0 for row in rows if "train_loss" in row)  # the recipe does not ask for it
     assert [row["step"] for row in rows if "validation_accuracy" in row] == [2, 4, 6, 7]
-    with Image.open(folder / "curves.png") as curves:
+    with Image.open(finished / "curves.png") as curves:
         curves.load()
-    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    events = EventAccumulator(str(finished / "tensorboard")).Reload()
     assert [event.step for event in events.Images("boxes")] == [2, 4, 6, 7]
     assert len(events.Scalars("train/loss")) == STEPS
 
@@ -321,7 +337,8 @@ def test_synthetic_images_are_made_once_for_each_generator(
     tmp_path: Path, recipe_file: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe_file.write_text(RECIPE.replace("validation = 4", "validation = 4\nsynthetic_count = 14"))
+    shorter = RECIPE.replace(f"steps = {STEPS}", "steps = 2")
+    recipe_file.write_text(shorter.replace("validation = 4", "validation = 4\nsynthetic_count = 14"))
     made = []
 
     def generate(seed: int, start: int, count: int, processes: int) -> list[Sample]:
@@ -337,22 +354,28 @@ def test_synthetic_images_are_made_once_for_each_generator(
     assert sorted(path.name for path in Path("data").iterdir()) == ["synthetic-0-14-first", "synthetic-0-14-second"]
 
 
-def test_a_folder_of_another_recipe_is_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
-    run(recipe, samples, tmp_path, ignore)
+def test_a_folder_of_another_recipe_is_refused(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, finished: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
     other = recipe.model_copy(update={"run": recipe.run.model_copy(update={"seed": 4})})
     with pytest.raises(loop.TrainingError, match="another recipe"):
-        run(other, samples, tmp_path, ignore)
+        run(other, samples, folder, ignore)
 
 
-def test_a_folder_of_other_data_is_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
-    run(recipe, samples, tmp_path, ignore)
+def test_a_folder_of_other_data_is_refused(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, finished: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
     for other in (replace(samples[0], label="77777"), replace(samples[0], region=None), samples[1]):
         with pytest.raises(loop.TrainingError, match="other data"):
-            run(recipe, [other, *samples[1:]], tmp_path, ignore)
+            run(recipe, [other, *samples[1:]], folder, ignore)
 
 
-def test_a_run_goes_on_from_finished_weights(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
-    first = run(recipe, samples, tmp_path / "first", ignore)
+def test_a_run_goes_on_from_finished_weights(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, finished: Path
+) -> None:
+    first = finished / loop.WEIGHTS
     standing = recipe.model_copy(update={"optimiser": OptimiserTable(name="sgd", learning_rate=1e-30)})
     again = loop.train(standing, samples[:-4], samples[-4:], tmp_path / "again", initial=first, workers=0)
     before, after = load_file(first), load_file(again)
@@ -364,17 +387,20 @@ def test_a_run_goes_on_from_finished_weights(tmp_path: Path, samples: list[Sampl
 
 
 def test_a_folder_of_a_run_that_began_elsewhere_is_refused(
-    tmp_path: Path, samples: list[Sample], recipe: Recipe
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, finished: Path
 ) -> None:
-    first = run(recipe, samples, tmp_path / "first", ignore)
+    folder = shutil.copytree(finished, tmp_path / "run")
     with pytest.raises(loop.TrainingError, match="began elsewhere"):
-        loop.train(recipe, samples[:-4], samples[-4:], tmp_path / "first", initial=first, workers=0)
+        loop.train(recipe, samples[:-4], samples[-4:], folder, initial=folder / loop.WEIGHTS, workers=0)
 
 
-def test_weights_of_another_reader_are_refused(tmp_path: Path, samples: list[Sample], recipe: Recipe) -> None:
+def test_weights_of_another_reader_are_refused(
+    tmp_path: Path, samples: list[Sample], recipe: Recipe, finished: Path
+) -> None:
     larger = recipe.model_copy(update={"reader": recipe.reader.model_copy(update={"input_height": 64})})
-    other = run(larger, samples, tmp_path / "larger", ignore)
-    for initial, fault in ((other, "compact for 32x64 pixels"), (tmp_path / "larger/state.pt", "state.pt")):
+    other = tmp_path / "larger.safetensors"
+    save_reader(other, build_reader(larger.spec), larger.spec)
+    for initial, fault in ((other, "compact for 32x64 pixels"), (finished / loop.STATE, "state.pt")):
         with pytest.raises(loop.TrainingError, match=fault):
             loop.train(recipe, samples[:-4], samples[-4:], tmp_path / "run", initial=initial, workers=0)
 

@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 from click.testing import CliRunner
-from exporting import FAULTS, broken, lively_checkpoint, shorten_parity
-from narrow import COMBINED, narrow_networks, registered
+from exporting import FAULTS, broken, combined_artifact, lively_checkpoint, shorten_parity
+from narrow import narrow_networks
 
 from export import parity
 from export.artifact import Label, build_artifact
@@ -95,10 +95,7 @@ def test_the_list_of_operators_is_what_is_used(exports: dict[str, Exported], tmp
     with narrow_networks():
         weights = lively_checkpoint(tmp_path / "maxout.safetensors", "maxout_cnn", 32)
         artifacts.append(build_artifact(weights, Label()))
-    for family in ("rotation", "projective", "thin plate"):
-        with registered(family, "bilinear"):
-            weights = lively_checkpoint(tmp_path / "combined.safetensors", COMBINED, 32)
-            artifacts.append(build_artifact(weights, Label()))
+    artifacts += [combined_artifact(family, "bilinear")[0] for family in ("rotation", "projective", "thin plate")]
     used = {node.op_type for artifact in artifacts for node in onnx.load_model_from_string(artifact).graph.node}
     assert used == CUDA_OPERATORS
 
