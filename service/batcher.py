@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from service.drain_rate import DrainRate
 from service.engine import Infer, Outputs
-from service.errors import DeadlineExceeded, Draining, Internal, Overloaded, ServiceError
+from service.errors import DeadlineExceeded, Draining, Internal, Overloaded, ServiceError, Unavailable
 from service.infer_each import FAILED, infer_each
 from service.observing import Dropped, tell, unheard, why_given_up
 
@@ -45,6 +45,12 @@ class Answer:
     queue_s: float
     decode_s: float
     inference_s: float
+
+
+def seconds_of_last(results: Iterable[Answer | ServiceError]) -> tuple[float, float, float]:
+    """`queue_s`, `decode_s` and `inference_s` of the image that was answered last; 0 where none was answered."""
+    answers = (result for result in results if isinstance(result, Answer))
+    return max(((a.queue_s, a.decode_s, a.inference_s) for a in answers), key=sum, default=(0.0, 0.0, 0.0))
 
 
 @dataclass(slots=True)
@@ -161,6 +167,28 @@ class Batcher:
             self._waiting[item.future] = item
         self._advance_soon()
         return [item.future for item in items]
+
+    async def compute(self, images: Sequence[Image], deadline: float) -> list[Answer | ServiceError]:
+        """The answer for each image, or what is wrong with it.
+
+        Raises what concerns all of them, as `submit` does and their futures: DeadlineExceeded, Draining. Who gives up
+        waiting gives them up.
+        """
+        futures = self.submit(images, deadline)
+        results: list[Answer | ServiceError] = []
+        try:
+            for future in futures:
+                try:
+                    results.append(await future)
+                except ServiceError as error:
+                    if isinstance(error, DeadlineExceeded | Unavailable):
+                        raise
+                    # Its traceback would hold this frame, which holds the error: the engine would outlive its model.
+                    results.append(error.with_traceback(None))
+        finally:
+            for future in futures:
+                future.cancel()  # those that nobody waits for any more
+        return results
 
     async def close(self) -> None:
         """Lets the running batches finish, refuses what still waits (Draining) and ends the threads."""

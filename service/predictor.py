@@ -1,11 +1,11 @@
-"""A request's way from pictures to predictions: decoded, batched, read."""
+"""A request's way from pictures to predictions: decoded, batched, searched where that is worth it, read."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 from typing import Any, Self, TypeVar
@@ -14,18 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.artifact import ArtifactMetadata
-from service.batcher import Answer, Batcher, Image
+from service.batcher import Answer, Batcher, Image, seconds_of_last
 from service.decode_pool import DecodePool
 from service.engine import CUDA, Outputs
 from service.engine_watch import EngineWatch
-from service.errors import BadImage, DeadlineExceeded, Overloaded, ServiceError, Unavailable
-from service.geometry import Region
-from service.imaging import Photo, Raster, View
+from service.errors import ServiceError
+from service.imaging import View
 from service.metrics import Metrics
 from service.pictures import Item, Picture, Preparation, prepare
 from service.reader import Reader, Reading
 from service.schemas import ModelInfo, Prediction
-from service.search import MAX_PIXELS, Search
+from service.searcher import Doubtful, Searcher
 from service.settings import Settings
 from service.statistics import Stages, Statistics
 
@@ -47,21 +46,8 @@ class Inferred:
     stages: Stages
 
 
-_TO_ANSWER_S = 0.05
-"""What a search leaves of the time until the deadline, for the answer to be composed and sent."""
-_SEARCHES_AT_ONCE = 8
-"""Photographs that are searched at a time, the others wait: each is in memory, decoded (service.search.MAX_PIXELS)."""
-
 Answered = TypeVar("Answered", Predicted, Inferred)
 Kept = TypeVar("Kept", View, Reading)
-
-
-@dataclass(slots=True)
-class _Doubtful:
-    """An answer that a search of its region may better."""
-
-    region: Region
-    answer: Answer
 
 
 class Predictor:
@@ -88,12 +74,8 @@ class Predictor:
             observe_dropped=partial(metrics.observe_dropped, "queue"),
             observe_rejected=partial(metrics.observe_rejected, "queue"),
         )
-        self._searches = asyncio.Semaphore(_SEARCHES_AT_ONCE)
-        self._searched = 0  # photographs, those included that wait for the semaphore
-        self._most_searched = settings.max_images  # so that a request that has all may have all of them searched
-        self._most_looks = settings.max_queue_images // 2
+        self._searcher = Searcher(reader.metadata, pool, self._batcher, settings, metrics.observe_search)
         self._observe_reading = metrics.observe_reading
-        self._observe_search = metrics.observe_search
         self._requests = 0
         self._left = asyncio.Event()
 
@@ -216,91 +198,25 @@ class Predictor:
     ) -> list[Answer | ServiceError]:
         """The answer for each image, after a search where that is worth it, or what is wrong with the image; raises
         what concerns the request as a whole. `ahead_s` is what it took to decode ahead."""
-        results = await self._computed(_images_of(preparations), deadline)
-        doubtful: dict[Photo, dict[int, _Doubtful]] = {}
+        results = await self._batcher.compute(_images_of(preparations), deadline)
+        doubtful: dict[int, Doubtful] = {}
         for n, (item, result) in enumerate(zip(_items_of(preparations), results, strict=True)):
             view = item.view
             if not isinstance(view, View) or view.photo is None or not isinstance(result, Answer):
                 continue
             if self._reader.is_worth_searching(view, result.outputs):
-                doubtful.setdefault(view.photo(), {})[n] = _Doubtful(view.region, result)
+                doubtful[n] = Doubtful(view.photo(), view.region, result)
         if doubtful:
-            async with asyncio.TaskGroup() as searches:
-                for photo, of_photo in doubtful.items():
-                    decode_s = max(ahead_s, *[one.answer.decode_s for one in of_photo.values()])
-                    searches.create_task(self._search(photo, of_photo.values(), decode_s, deadline - _TO_ANSWER_S))
-        for of_photo in doubtful.values():
-            for n, searched in of_photo.items():
-                results[n] = searched.answer
-        return results
-
-    async def _search(self, photo: Photo, doubtful: Collection[_Doubtful], decode_s: float, stop_at: float) -> None:
-        """Searches regions of a photograph, which is decoded once for all of them, presumably in `decode_s`. Without
-        the room or the time (until `stop_at`, the event loop's) their first looks remain the answers."""
-        waiting = list(doubtful)
-        self._searched += 1
-        try:
-            if self._searched > self._most_searched:
-                raise Overloaded("as many photographs as may be are being searched")
-            async with asyncio.timeout_at(stop_at), self._searches:
-                _check_time(decode_s, stop_at)
-                if self._pool.is_full:
-                    raise Overloaded("too much is being decoded for a search")
-                started = perf_counter()
-                (raster,) = await self._pool.map(partial(Photo.raster, max_pixels=MAX_PIXELS), [photo], stop_at)
-                for one in doubtful:
-                    one.answer = replace(one.answer, decode_s=one.answer.decode_s + perf_counter() - started)
-                while waiting:
-                    found = await self._search_region(raster, waiting[0], stop_at)
-                    self._observe_search("found" if found else "nothing")
-                    del waiting[0]
-        except (TimeoutError, DeadlineExceeded, Unavailable, BadImage):
-            for _ in waiting:
-                self._observe_search("given_up")
-        finally:
-            self._searched -= 1
-
-    async def _search_region(self, raster: Raster, doubtful: _Doubtful, stop_at: float) -> bool:
-        """Whether there is something to be found; then it is the answer."""
-        search, round_s = Search(doubtful.region, self.metadata), 0.0
-        while search.regions:
-            _check_time(round_s, stop_at)
-            if self._batcher.taken + len(search.regions) > self._most_looks:
-                raise Overloaded("searches take half of the queue at most")
-            started = perf_counter()
-            images = [partial(raster.view, region, self.metadata.input_size) for region in search.regions]
-            looks = await self._computed(images, stop_at)
-            round_s = perf_counter() - started
-            doubtful.answer = _after(doubtful.answer, looks)
-            search.saw([look.outputs if isinstance(look, Answer) else look for look in looks])
-        if search.found is None:
-            return False
-        doubtful.answer = replace(doubtful.answer, outputs=search.found)
-        return True
-
-    async def _computed(self, images: Sequence[Image], deadline: float) -> list[Answer | ServiceError]:
-        """The answer for each image, or what is wrong with it; raises what concerns the request as a whole."""
-        futures = self._batcher.submit(images, deadline)
-        results: list[Answer | ServiceError] = []
-        try:
-            for future in futures:
-                try:
-                    results.append(await future)
-                except ServiceError as error:
-                    if isinstance(error, DeadlineExceeded | Unavailable):
-                        raise
-                    # Its traceback would hold this frame, which holds the error: the engine would outlive its model.
-                    results.append(error.with_traceback(None))
-        finally:
-            for future in futures:
-                future.cancel()  # those that nobody waits for any more
+            await self._searcher.search(doubtful.values(), ahead_s, deadline)
+        for n, searched in doubtful.items():
+            results[n] = searched.answer
         return results
 
     def _stages(
         self, began: float, ahead_s: float, results: Iterable[Answer | ServiceError], answered_at: float
     ) -> Stages:
         """Of a request that has taken `ahead_s` before its images waited, and is composed since `answered_at`."""
-        queue_s, decode_s, inference_s = _of_the_last(results)
+        queue_s, decode_s, inference_s = seconds_of_last(results)
         return Stages(
             began=began,
             decoded_ahead=ahead_s > 0,
@@ -331,30 +247,6 @@ def _images_of(preparations: Iterable[Preparation]) -> list[Image]:
 
 def _items_of(preparations: Iterable[Preparation]) -> list[Item]:
     return [item for preparation in preparations for item in preparation.outcome()]
-
-
-def _of_the_last(results: Iterable[Answer | ServiceError]) -> tuple[float, float, float]:
-    """Seconds that the image waited that was answered last, and its batch took, to decode and in the engine; 0 where
-    none was answered."""
-    answers = (result for result in results if isinstance(result, Answer))
-    return max(((a.queue_s, a.decode_s, a.inference_s) for a in answers), key=sum, default=(0.0, 0.0, 0.0))
-
-
-def _after(answer: Answer, looks: Iterable[Answer | ServiceError]) -> Answer:
-    """The answer, given after these looks."""
-    queue_s, decode_s, inference_s = _of_the_last(looks)
-    return replace(
-        answer,
-        queue_s=answer.queue_s + queue_s,
-        decode_s=answer.decode_s + decode_s,
-        inference_s=answer.inference_s + inference_s,
-    )
-
-
-def _check_time(expected_s: float, stop_at: float) -> None:
-    """Raises DeadlineExceeded where something that takes so long would not be done by then."""
-    if asyncio.get_running_loop().time() + expected_s >= stop_at:
-        raise DeadlineExceeded("there is no time left for a search")
 
 
 def _refuse(answers: Sequence[object]) -> None:

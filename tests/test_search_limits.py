@@ -74,6 +74,7 @@ class InTime:
         with (
             patch.object(PngImageFile, "load_end", decode),
             patch("service.predictor.perf_counter", loop.time),
+            patch("service.searcher.perf_counter", loop.time),
             patch("service.decode_pool.monotonic", loop.time),
             patch("service.decode_pool.ThreadPoolExecutor", threads),
         ):
