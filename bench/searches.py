@@ -7,7 +7,6 @@ Both take turns, round after round; ratios are of figures of one round, and what
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -16,21 +15,18 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import click
+from prometheus_client.parser import text_string_to_metric_families
 
 from bench.images import jpegs
 from bench.load import Load, offer, post, saturate, send
 from bench.processes import Server, environment, serving
 from bench.report import Figures, Row, show
+from bench.service import CONNECTIONS, MIB, OVERLOAD, OVERLOAD_CONNECTIONS
 
 # A number is 13 pixels high in the view of the whole: of 32 photographs 24 are searched.
 REQUESTS = [post("/predict", photograph, "image/jpeg") for photograph in jpegs(32, (1280, 960), share=0.1)]
 KINDS = {"searching": [], "not searching": ["--search", "false"]}
-CONNECTIONS = 32
-OVERLOAD, OVERLOAD_CONNECTIONS = 3, 800
 WARM_S = 1.0
-MIB = 2**20
-
-_SEARCHES = re.compile(rb'^housenumber_searches_total{outcome="(\w+)"} (\S+)$', re.MULTILINE)
 
 
 @click.command()
@@ -62,7 +58,7 @@ def main(rounds: int, seconds: float, requests: int, json_out: Path | None) -> N
         _rows(bench.figures, requests),
         json_out,
         environment=begun,
-        options={"rounds": rounds, "seconds": seconds, "connections": CONNECTIONS},
+        options={"rounds": rounds, "seconds": seconds, "connections": CONNECTIONS[1]},
         rounds=bench.figures.rounds,
     )
 
@@ -75,7 +71,7 @@ class Bench:
         self._generator = generator
 
     def measure_throughput(self, server: Server, kind: str, seconds: float) -> None:
-        load = self._run(kind, saturate, server, connections=CONNECTIONS, warm_s=WARM_S, seconds=seconds)
+        load = self._run(kind, saturate, server, connections=CONNECTIONS[1], warm_s=WARM_S, seconds=seconds)
         self.figures.note(kind, load.good)
         self.figures.note(f"{kind}: 99 %", load.quantile(0.99) * 1000)
 
@@ -98,23 +94,29 @@ class Bench:
     def measure_memory(self, server: Server, requests: int) -> None:
         """MiB after the turns, and after so many more requests."""
         self.figures.note("memory", server.memory_bytes / MIB)
-        self._run("soak", send, server, connections=CONNECTIONS, count=requests)
+        self._run("soak", send, server, connections=CONNECTIONS[1], count=requests)
         self.figures.note("memory, at the end", server.memory_bytes / MIB)
 
     def _run(self, name: str, kind: Callable[..., Load], server: Server, **options: float) -> Load:
         """Notes what became of the searches, and how many requests were neither answered with 200 nor refused."""
         before = _searches(server)
         load: Load = self._generator.submit(kind, server.port, REQUESTS, **options).result()
-        outcomes = {outcome: count - before.get(outcome, 0) for outcome, count in _searches(server).items()}
+        outcomes = {outcome: count - before[outcome] for outcome, count in _searches(server).items()}
         if total := sum(outcomes.values()):
-            self.figures.note(f"{name}: given up", 100 * outcomes.get("given_up", 0) / total)
+            self.figures.note(f"{name}: given up", 100 * outcomes["given_up"] / total)
         failed = load.answers.total() - load.answers[200] - load.answers[503]
         self.figures.note("failed", failed + load.broken)
         return load
 
 
 def _searches(server: Server) -> dict[str, float]:
-    return {outcome.decode(): float(count) for outcome, count in _SEARCHES.findall(server.get("/metrics")[1])}
+    """How many there were, by what came of them."""
+    return {
+        sample.labels["outcome"]: sample.value
+        for family in text_string_to_metric_families(server.get("/metrics")[1].decode())
+        for sample in family.samples
+        if sample.name == "housenumber_searches_total"
+    }
 
 
 def _rows(figures: Figures, requests: int) -> list[Row]:

@@ -23,8 +23,8 @@ def infer_each(
     """For each image its outputs (N = 1), or Internal where the engine fails on it or they are not finite numbers.
 
     A batch that fails is read image by image: one that is bad must not take its neighbours with it. `observe_batch` is
-    told the size of every batch that does not. Whatever Exception an engine raises and
-    whatever it returns, this raises nothing.
+    told the size of every batch that does not. Whatever Exception an engine raises, and whatever it returns, this
+    raises nothing.
     """
     if not pixels:
         return []

@@ -15,6 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service_process import PATIENCE_S, ServiceProcess, python_finds, service_process
 from serving import plain, wait_until
+from test_model_swap import ADMIN, load
 from tiny_reader import REVERSED, write_artifact, write_version
 
 IMAGE = plain("42")
@@ -329,9 +330,8 @@ def test_a_version_that_one_worker_loads_all_load_and_also_the_next(tmp_path: Pa
         server.wait_until_ready()
         with clients_of_both(server) as clients:
             assert {number(client) for client in clients} == {"57"}
-            body = {"parameters": {"config": '{"version_policy": {"specific": {"versions": [1]}}}'}}
-            loaded = clients[0].post("/v2/repository/models/tiny/load", json=body, headers={"X-API-Key": "boss"})
-            assert loaded.status_code == 200
+            clients[0].headers.update(ADMIN)
+            assert load(clients[0], 1).status_code == 200
             assert {number(client) for client in clients} == {"42"}
         os.kill(server.started(1)[-1], signal.SIGKILL)
         wait_until(lambda: len(server.started(1)) == 2, PATIENCE_S)
@@ -342,9 +342,8 @@ def test_a_version_that_one_worker_loads_all_load_and_also_the_next(tmp_path: Pa
             (root / "tiny/3").mkdir()
             (root / "tiny/3/model.onnx").write_bytes(b"junk")
             server.popen.send_signal(signal.SIGHUP)
-            body = {"parameters": {"config": '{"version_policy": {"specific": {"versions": [3]}}}'}}
-            refused = clients[0].post("/v2/repository/models/tiny/load", json=body, headers={"X-API-Key": "boss"})
-            assert refused.status_code == 400
+            clients[0].headers.update(ADMIN)
+            assert load(clients[0], 3).status_code == 400
             assert {number(client) for client in clients} == {"42"}
 
 
@@ -363,10 +362,9 @@ def test_a_worker_that_is_being_replaced_also_gets_what_is_loaded_meanwhile(seco
         server.wait_until_ready()
         os.kill(server.started(1)[-1], signal.SIGKILL)
         wait_until(lambda: "another one takes its place" in server.log, PATIENCE_S)
-        body = {"parameters": {"config": '{"version_policy": {"specific": {"versions": [1]}}}'}}
         with server.client() as client:
-            loaded = client.post("/v2/repository/models/tiny/load", json=body, headers={"X-API-Key": "boss"})
-        assert loaded.status_code == 200
+            client.headers.update(ADMIN)
+            assert load(client, 1).status_code == 200
         wait_until(lambda: len(server.started(1)) == 2, PATIENCE_S)
         time.sleep(2 * seconds)  # in which it could still go back to what it began with
         with clients_of_both(server) as clients:

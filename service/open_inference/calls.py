@@ -99,10 +99,11 @@ def write_answer(call: Call, inferred: Inferred, model: ModelInfo) -> tuple[byte
 def _check_elements(text: bytes, most: int) -> None:
     """Refuses JSON that takes long to parse, since nothing else is done in Python meanwhile: of far more elements than
     are ever needed, or of so many lists (and objects), of which each takes as long as some ten numbers."""
+    brackets = text.count(b"[")
     # Nested in rows of three, a tensor has a comma for each element and a bracket for every third.
-    if text.count(b",") + text.count(b"[") > 3 * most // 2 + _OTHER_ELEMENTS:
+    if text.count(b",") + brackets > 3 * most // 2 + _OTHER_ELEMENTS:
         raise TooLarge(f"the JSON has far more elements than the {most} that the images of one request may have")
-    if text.count(b"[") + text.count(b"{") > _MOST_LISTS:
+    if brackets + text.count(b"{") > _MOST_LISTS:
         raise TooLarge(
             f"the JSON has more than {_MOST_LISTS} lists; send large tensors flat, as one list, or in binary"
         )
